@@ -1,0 +1,67 @@
+"""eventpipe: typed events over RabbitMQ for asyncio services; nothing lost, everything settled."""
+
+from .codec import Codec
+from .consumer import Consumer
+from .context import log_context
+from .errors import (
+    AccessRefused,
+    ConfigurationError,
+    ConnectError,
+    Disconnected,
+    EventPipeError,
+    InvalidMessage,
+    PublishError,
+    PublishManyError,
+    PublishTimeout,
+    Refused,
+    Reject,
+    RetryAfter,
+    TopologyError,
+    TopologyMismatch,
+    TopologyMissing,
+    Unroutable,
+)
+from .message import DeadMessage, Message, Properties
+from .pipe import ConsumerHealth, EventPipe, Health, Options
+from .publisher import Publisher, Receipt
+from .retry import Retry
+from .routing import Binding, Exchange, Queue, Topology
+from .version import VERSION
+
+__version__ = VERSION
+
+__all__ = [
+    "AccessRefused",
+    "Binding",
+    "Codec",
+    "ConfigurationError",
+    "ConnectError",
+    "Consumer",
+    "ConsumerHealth",
+    "DeadMessage",
+    "Disconnected",
+    "EventPipe",
+    "EventPipeError",
+    "Exchange",
+    "Health",
+    "InvalidMessage",
+    "Message",
+    "Options",
+    "Properties",
+    "PublishError",
+    "PublishManyError",
+    "PublishTimeout",
+    "Publisher",
+    "Queue",
+    "Receipt",
+    "Refused",
+    "Reject",
+    "Retry",
+    "RetryAfter",
+    "Topology",
+    "TopologyError",
+    "TopologyMismatch",
+    "TopologyMissing",
+    "Unroutable",
+    "log_context",
+]

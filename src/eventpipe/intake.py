@@ -1,0 +1,99 @@
+"""A subscription with a bounded deque of raw deliveries: what a worker, a flow or a store draws from.
+
+Its client decides when to settle; nothing here decodes or handles. The bound is the prefetch, which the broker keeps.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from .clock import Clock
+from .routing import Queue
+from .transports.base import ConsumerState, Delivery, Subscription, Transport
+
+
+class Intake:
+    """The deliveries of one queue, in the order in which the broker pushed them.
+
+    ``arrived()`` is called, synchronously, for each push; ``lost(intake)`` when an epoch ended, after its waiting
+    deliveries were dropped (they come again).
+    """
+
+    def __init__(
+        self,
+        queue: Queue,
+        prefetch: int,
+        *,
+        clock: Clock,
+        arrived: Callable[[], object],
+        lost: Callable[["Intake"], object],
+    ) -> None:
+        self.queue, self.prefetch = queue, prefetch
+        self.waiting: deque[Delivery] = deque()
+        self._unsettled: dict[tuple[int, int], float] = {}
+        self._clock, self._arrived, self._lost = clock, arrived, lost
+        self._subscription: Subscription | None = None
+
+    async def open(self, transport: Transport) -> None:
+        """Subscribe. Raises ``TopologyMissing`` or ``ConnectError``."""
+        self._subscription = await transport.subscribe(self.queue, self.prefetch, self._sink, self._on_lost)
+
+    @property
+    def state(self) -> ConsumerState:
+        """Whether the broker is pushing."""
+        return ConsumerState(consuming=False) if self._subscription is None else self._subscription.state
+
+    @property
+    def unsettled(self) -> int:
+        """How many deliveries are not settled, waiting ones included."""
+        return len(self._unsettled)
+
+    def oldest(self) -> float | None:
+        """Give the age of the oldest unsettled delivery, in seconds."""
+        first = next(iter(self._unsettled.values()), None)
+        return None if first is None else self._clock.monotonic() - first
+
+    def settle(self, delivery: Delivery) -> bool:
+        """Acknowledge one delivery; ``False`` if its epoch is over, so that it will come again."""
+        self._unsettled.pop((delivery.epoch, delivery.tag), None)
+        if self._subscription is None:
+            return False
+        return self._subscription.settle(delivery.epoch, (delivery.tag,))
+
+    def pause(self) -> None:
+        """Take no more pushes, and forget what waits: closing gives it back."""
+        if self._subscription is not None:
+            self._subscription.pause()
+        self.waiting.clear()
+
+    async def close(self) -> None:
+        """Write what is settled and give the rest back, in order."""
+        subscription, self._subscription = self._subscription, None
+        self.waiting.clear()
+        if subscription is not None:
+            await subscription.close()
+        self._unsettled.clear()
+
+    def _sink(self, delivery: Delivery) -> None:
+        self._unsettled[delivery.epoch, delivery.tag] = self._clock.monotonic()
+        self.waiting.append(delivery)
+        self._arrived()
+
+    def _on_lost(self, _epoch: int) -> None:
+        self.waiting.clear()
+        self._unsettled.clear()
+        self._lost(self)
+
+
+@dataclass(slots=True, eq=False)
+class Parcel:
+    """A delivery on its way through a client; ``open`` counts those of its events that have not ended."""
+
+    intake: Intake
+    delivery: Delivery
+    open: int = 1
+    started: bool = False
+
+    @property
+    def queue(self) -> str:
+        return self.intake.queue.name

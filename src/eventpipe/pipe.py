@@ -1,0 +1,382 @@
+"""``EventPipe``: one application's publishers and consumers; connect, declare, run, drain."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Self, TypeVar
+
+from .clock import Chance, Clock, SystemClock, system_chance
+from .codec import BODY_LIMIT
+from .consumer import Consumer, ConsumerDecorator, Settings, plan_consumer
+from .context import configure_unless_configured
+from .errors import ConfigurationError
+from .handler import UNSTATED
+from .message import DeadMessage, Message
+from .publisher import PUBLISH_TIMEOUT, Outlet, Publisher, Wish, make_publisher
+from .retry import Decision, Retry
+from .routing import Exchange, Queue, Topology, topology
+from .transports.base import Transport, TransportState
+from .transports.select import open_transport
+from .worker import Surroundings, Worker
+
+T = TypeVar("T")
+
+URL_VARIABLE = "EVENTPIPE_URL"
+"""The environment variable that names the broker when the pipe's ``url`` does not."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What few pipes change. Times are in seconds, sizes in bytes; ``clock`` and ``chance`` are for simulations."""
+
+    body_limit: int = BODY_LIMIT
+    connect_timeout: float = 10.0
+    heartbeat: int = 10
+    clock: Clock = field(default_factory=SystemClock)
+    chance: Chance = field(default_factory=system_chance)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConsumerHealth:
+    """How the consumer of one queue is doing; ``oldest`` is the age of its oldest unsettled delivery, in seconds."""
+
+    queue: str
+    consuming: bool
+    in_flight: int
+    unsettled: int
+    oldest: float | None
+    handled: int
+    retried: int
+    dead_lettered: int
+    error: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Health:
+    """Whether a pipe does its work now: connected, not blocked, and every started consumer is being served."""
+
+    ok: bool
+    transport: TransportState
+    consumers: tuple[ConsumerHealth, ...]
+
+
+@dataclass(slots=True)
+class _Session:
+    """What exists while a pipe is entered."""
+
+    transport: Transport
+    outlet: Outlet
+    loop: asyncio.AbstractEventLoop
+    process: int
+    workers: dict[str, Worker] = field(default_factory=dict)
+
+
+class EventPipe:
+    """One application's connection to a broker, with its publishers and consumers.
+
+    Building it, decorating and importing do no I/O; ``async with pipe`` connects and declares. It can be entered again
+    after it was left, also on another event loop. ``url`` is one URL or several that are tried in order; without one,
+    ``$EVENTPIPE_URL`` is read when it connects. ``topology="check"`` declares nothing and checks that all is there.
+    ``retry`` is the default of its consumers; ``drain`` bounds a shutdown, in seconds.
+    """
+
+    def __init__(
+        self,
+        url: str | Sequence[str] | None = None,
+        *,
+        name: str,
+        topology: Literal["apply", "check"] = "apply",
+        retry: Retry = Retry(),  # noqa: B008  a frozen value
+        drain: float = 25.0,
+        options: Options | None = None,
+    ) -> None:
+        if not name or not isinstance(name, str):
+            raise ConfigurationError(f"EventPipe(name={name!r}): give the application a name; brokers show it")
+        if topology not in ("apply", "check"):
+            raise ConfigurationError(f'EventPipe(topology={topology!r}): must be "apply" or "check"')
+        if not 0 <= drain < float("inf"):
+            raise ConfigurationError(f"EventPipe(drain={drain!r}): must be a number of seconds, 0 or more")
+        self.name, self.drain = name, drain
+        self._url, self._retry, self._mode = url, retry, topology
+        self._options = options or Options()
+        self._publishers: list[Publisher[Any]] = []
+        self._consumers: dict[str, ConsumerDecorator] = {}
+        self._session: _Session | None = None
+        self._substitute: Callable[[], Transport] | None = None
+        self._observe: Callable[[Message, Decision], None] | None = None
+
+    # --- declaring
+
+    def publisher(
+        self,
+        event_type: type[T],
+        *,
+        to: Exchange | Queue,
+        key: str | Callable[[T], str] | None = None,
+        id: Callable[[T], str] | None = None,  # noqa: A002  the message's id
+        mandatory: bool = True,
+        timeout: float = PUBLISH_TIMEOUT,
+    ) -> Publisher[T]:
+        """Make a publisher of one type of events.
+
+        ``key`` is the routing key, or makes it from the event; by default it is the queue's name or the event's type.
+        ``id`` makes a stable message id from the event; by default it is random. ``mandatory``: an event that reaches
+        no queue is an ``Unroutable`` error. ``timeout`` is in seconds.
+
+        Raises:
+            ConfigurationError: the type, the target or an option can't work.
+        """
+        made = make_publisher(
+            event_type, to, Wish(key=key, id=id, timeout=timeout), mandatory=mandatory, outlet=self._outlet
+        )
+        self._publishers.append(made)
+        return made
+
+    def consumer(  # noqa: PLR0913  the public signature
+        self,
+        queue: Queue,
+        *,
+        concurrency: int = 10,
+        prefetch: int | None = None,
+        timeout: float | None = None,
+        retry: Retry | None = None,
+        output: Publisher[Any] | None = None,
+        decode: Callable[[Message], Any] | None = None,
+        on_dead_letter: Callable[[DeadMessage], Any] | None = None,
+        event: Any = UNSTATED,
+    ) -> ConsumerDecorator:
+        """Make the decorator of a queue's handlers; it returns each function unchanged and can be used several times.
+
+        With several handlers a message goes by its AMQP ``type``. ``event`` names the type where annotations can't.
+
+        Raises:
+            ConfigurationError: the queue has a consumer already, or an option can't work.
+        """
+        settings = Settings(
+            concurrency=concurrency,
+            prefetch=prefetch,
+            timeout=timeout,
+            retry=self._retry if retry is None else retry,
+            output=output,
+            decode=decode,
+            on_dead_letter=on_dead_letter,
+        )
+        return self._register(queue, settings, _caller(), event)
+
+    def add(self, queue: Queue, consumer: Consumer[Any], **settings: Any) -> None:
+        """Let a ``Consumer`` object handle a queue; ``settings`` are those of ``consumer``.
+
+        Raises:
+            ConfigurationError: the queue has a consumer already, or a setting can't work.
+        """
+        handler = plan_consumer(consumer)
+        try:
+            made = Settings(**{"retry": self._retry, **settings})
+        except TypeError as error:
+            raise ConfigurationError(f"pipe.add({queue.name!r}, …): {error}") from error
+        self._register(queue, made, _caller(), UNSTATED).register(handler)
+
+    def _register(self, queue: Queue, settings: Settings, place: str, event: Any) -> ConsumerDecorator:
+        if not isinstance(queue, Queue):
+            raise ConfigurationError(f"{queue!r} is no Queue (at {place}); write Queue({queue!r})")
+        known = self._consumers.get(queue.name)
+        if known is not None:
+            raise ConfigurationError(
+                f"queue {queue.name!r} has two consumers: at {known.place} and at {place}. "
+                f"Keep the first's decorator and use it again for another type."
+            )
+        self._consumers[queue.name] = made = ConsumerDecorator(queue, settings, place, event)
+        return made
+
+    @property
+    def topology(self) -> Topology:
+        """Everything that this pipe declares, as plain data. Raises ``ConfigurationError`` on contradictions."""
+        targets = [publisher.to for publisher in self._publishers]
+        return topology(
+            exchanges=[target for target in targets if isinstance(target, Exchange)],
+            queues=[target for target in targets if isinstance(target, Queue)],
+            consumed=[consumer.queue for consumer in self._consumers.values()],
+        )
+
+    # --- running
+
+    async def __aenter__(self) -> Self:
+        """Connect and declare; no consumer starts yet. Raises ``ConnectError`` or ``TopologyError``."""
+        if self._session is not None:
+            raise ConfigurationError(f"pipe {self.name!r} is entered already; leave it first, or make another pipe")
+        wanted, options = self.topology, self._options
+        transport = self._transport()
+        try:
+            await transport.connect()
+            await transport.declare(wanted, passive=self._mode == "check")
+        except BaseException:
+            await transport.close()
+            raise
+        outlet = Outlet(transport, options.clock, options.chance, options.body_limit)
+        self._session = _Session(transport, outlet, asyncio.get_running_loop(), os.getpid())
+        return self
+
+    async def __aexit__(self, *_exc: object) -> None:
+        """Flush what is unconfirmed, within ``drain``, and disconnect."""
+        session = self._entered()
+        try:
+            await self._stop(list(session.workers.values()))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self.drain):
+                    await session.transport.flush()
+        finally:
+            self._session = None
+            session.outlet.close()
+            await session.transport.close()
+
+    @contextlib.asynccontextmanager
+    async def lifespan(self, _app: object = None) -> AsyncIterator[None]:
+        """Connect and declare for the life of a web application; give it to Starlette or FastAPI as ``lifespan``."""
+        async with self:
+            yield
+
+    @contextlib.asynccontextmanager
+    async def consuming(self, *queues: Queue | str) -> AsyncIterator[None]:
+        """Run the consumers of these queues, or of all, inside the block; drain them at its end."""
+        session = self._entered()
+        configure_unless_configured()
+        workers: list[Worker] = []
+        try:
+            for consumer in self._chosen(queues):
+                worker = self._worker(session, consumer)
+                workers.append(worker)
+                await worker.start()
+            yield
+        finally:
+            await self._stop(workers)
+
+    async def run(self, *queues: Queue | str) -> None:
+        """Consume these queues, or all, until SIGTERM, SIGINT or cancellation; then drain.
+
+        Enters the pipe unless it is entered already. A second signal ends the process at once.
+        """
+        async with contextlib.AsyncExitStack() as stack:
+            if self._session is None:
+                await stack.enter_async_context(self)
+            stopped = stack.enter_context(_signals())
+            await stack.enter_async_context(self.consuming(*queues))
+            await stopped.wait()
+
+    def health(self) -> Health:
+        """Tell whether this pipe does its work now."""
+        session = self._session
+        if session is None:
+            return Health(ok=False, transport=TransportState(connected=False, error="not entered"), consumers=())
+        consumers = tuple(_consumer_health(worker) for worker in session.workers.values())
+        state = session.transport.state
+        ok = state.connected and not state.blocked and all(one.consuming and one.error is None for one in consumers)
+        return Health(ok=ok, transport=state, consumers=consumers)
+
+    def _transport(self) -> Transport:
+        if self._substitute is not None:
+            return self._substitute()
+        options = self._options
+        return open_transport(
+            self._urls(),
+            name=self.name,
+            clock=options.clock,
+            chance=options.chance,
+            connect_timeout=options.connect_timeout,
+            heartbeat=options.heartbeat,
+        )
+
+    def _urls(self) -> tuple[str, ...]:
+        given = self._url if self._url is not None else os.environ.get(URL_VARIABLE)
+        if not given:
+            raise ConfigurationError(
+                f"pipe {self.name!r} has no broker: give EventPipe(url=…) or set ${URL_VARIABLE}, "
+                f"for example amqp://localhost, or memory:// for a broker inside this process"
+            )
+        return (given,) if isinstance(given, str) else tuple(given)
+
+    def _worker(self, session: _Session, consumer: ConsumerDecorator) -> Worker:
+        options = self._options
+        around = Surroundings(session.transport, options.clock, options.chance, self._observe)
+        name = consumer.queue.name
+        if name in session.workers:
+            raise ConfigurationError(f"queue {name!r} is being consumed by this pipe already")
+        session.workers[name] = Worker(consumer.work(options.body_limit), around)
+        return session.workers[name]
+
+    async def _stop(self, workers: Iterable[Worker]) -> None:
+        workers = list(workers)
+        await asyncio.gather(*(worker.stop(self.drain) for worker in workers))
+        if self._session is not None:
+            for worker in workers:
+                self._session.workers.pop(worker.work.queue.name, None)
+
+    def _chosen(self, queues: Iterable[Queue | str]) -> list[ConsumerDecorator]:
+        names = [queue if isinstance(queue, str) else queue.name for queue in queues]
+        unknown = [name for name in names if name not in self._consumers]
+        if unknown:
+            known = ", ".join(map(repr, self._consumers)) or "none"
+            raise ConfigurationError(f"pipe {self.name!r} consumes no queue {unknown[0]!r}; it has {known}")
+        return [self._consumers[name] for name in names] if names else list(self._consumers.values())
+
+    def _entered(self) -> _Session:
+        session = self._session
+        if session is None:
+            raise ConfigurationError(f"pipe {self.name!r} is not entered: use it inside `async with pipe:`")
+        if session.process != os.getpid():
+            raise ConfigurationError(
+                f"pipe {self.name!r} was entered before a fork: enter it in the child process instead"
+            )
+        if session.loop is not asyncio.get_running_loop():
+            raise ConfigurationError(f"pipe {self.name!r} was entered on another event loop: enter it on this one")
+        return session
+
+    def _outlet(self) -> Outlet:
+        return self._entered().outlet
+
+
+def _consumer_health(worker: Worker) -> ConsumerHealth:
+    states = [intake.state for intake in worker.intakes]
+    ages = [age for intake in worker.intakes if (age := intake.oldest()) is not None]
+    return ConsumerHealth(
+        queue=worker.work.queue.name,
+        consuming=all(state.consuming for state in states),
+        in_flight=worker.in_flight,
+        unsettled=sum(intake.unsettled for intake in worker.intakes),
+        oldest=max(ages, default=None),
+        handled=worker.counts.handled,
+        retried=worker.counts.retried,
+        dead_lettered=worker.counts.dead_lettered,
+        error=worker.trouble or next((state.error for state in states if state.error), None),
+    )
+
+
+def _caller() -> str:
+    """Give the file and line that called the public method that called this."""
+    frame = sys._getframe(2)  # noqa: SLF001  inspect.stack() reads source files
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+
+
+@contextlib.contextmanager
+def _signals() -> Any:
+    """Turn the first SIGTERM or SIGINT into an event, where the platform and the thread allow it."""
+    loop, stopped = asyncio.get_running_loop(), asyncio.Event()
+    installed: list[signal.Signals] = []
+
+    def stop() -> None:
+        stopped.set()
+        while installed:
+            loop.remove_signal_handler(installed.pop())
+
+    try:
+        with contextlib.suppress(NotImplementedError, ValueError, RuntimeError):
+            for one in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(one, stop)
+                installed.append(one)
+        yield stopped
+    finally:
+        while installed:
+            loop.remove_signal_handler(installed.pop())
