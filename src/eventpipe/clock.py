@@ -71,10 +71,10 @@ def uuid7(clock: Clock, chance: Chance) -> str:
 
 async def sleep(clock: Clock, seconds: float) -> None:
     """Wait on this clock."""
-    woken = asyncio.get_running_loop().create_future()
-    timer = clock.call_later(seconds, lambda: woken.done() or woken.set_result(None))
+    woken = asyncio.Event()
+    timer = clock.call_later(seconds, woken.set)
     try:
-        await woken
+        await woken.wait()
     finally:
         timer.cancel()
 

@@ -119,7 +119,7 @@ class PublishManyError(ExceptionGroup[PublishError]):
     def __init__(self, text: str, verdicts: Sequence[Any]) -> None:
         """Keep the group's own construction in ``__new__``, which filters the failures."""
 
-    def derive(self, excs: Sequence[Any], /) -> "PublishManyError":
+    def derive(self, excs: Sequence[Any], /) -> "PublishManyError":  # type: ignore[override]  # one kind of group
         """Keep the type when ``except*`` splits the group."""
         return PublishManyError(self.message, excs)
 

@@ -380,9 +380,7 @@ class Publisher(Generic[T]):
     def _override(self, **given: Any) -> Wish:
         stated = {name: value for name, value in given.items() if value is not None}
         if "key" in stated and isinstance(self.to, Queue):
-            raise InvalidMessage(
-                f"key={stated['key']!r}: a publisher to a queue ({self.to.name!r}) needs no key"
-            )
+            raise InvalidMessage(f"key={stated['key']!r}: a publisher to a queue ({self.to.name!r}) needs no key")
         wish = replace(self.wish, **stated)
         wish.check()
         return wish

@@ -117,7 +117,7 @@ class Subscription(Protocol):
         ...
 
     def settle(self, epoch: int, tags: Sequence[int], *, multiple: bool = False, requeue: bool = False) -> bool:
-        """Acknowledge deliveries, or give them back with ``requeue``; ``multiple`` takes all up to each tag.
+        """Acknowledge deliveries, or with ``requeue`` give them back; ``multiple`` takes all up to each tag.
 
         Never blocks; writes are coalesced. ``False``: the epoch is over, nothing was written, they will come again.
         """
@@ -166,7 +166,10 @@ class Transport(Protocol):
         ...
 
     def delay(self, outgoing: Outgoing, seconds: float) -> "asyncio.Future[Verdict]":
-        """Send a message that arrives after so many seconds at the earliest; confirmed once the wait itself is safe."""
+        """Send a message that arrives after so many seconds at the earliest; confirmed once the wait itself is safe.
+
+        Raises ``InvalidMessage`` for a delay or a key that this broker can't hold back.
+        """
         ...
 
     def withdraw(self, verdict: "asyncio.Future[Verdict]") -> bool:

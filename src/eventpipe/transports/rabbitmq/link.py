@@ -1,0 +1,181 @@
+"""A supervised connection: it connects, notices that it is lost, and connects again, until it is closed."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Sequence
+
+import aiormq.exceptions
+from aio_pika import Channel
+from aio_pika.connection import Connection
+from yarl import URL
+
+from ...clock import Chance
+from ...errors import AccessRefused, ConnectError
+from .address import Address
+from .failures import LOST, connect_error
+
+BACKOFF = (0.05, 0.5)
+"""Seconds between tries while the broker is down or restarting: at first, and at most. Jitter comes on top."""
+
+REFUSED_BACKOFF = (1.0, 30.0)
+"""Seconds between tries while the broker refuses the login."""
+
+RPC_TIMEOUT = 10.0
+"""Seconds for one call on a channel."""
+
+CLOSE_TIMEOUT = 3.0
+"""Seconds for closing a channel or a connection in good order."""
+
+
+class Link:
+    """One connection to one of several brokers. ``opened()`` and ``lost(reason)`` are called as it comes and goes."""
+
+    def __init__(self, addresses: Sequence[Address], name: str, chance: Chance) -> None:
+        self.error: str | None = None
+        self.opened: Callable[[], object] = lambda: None
+        self.lost: Callable[[str], object] = lambda _reason: None
+        self._addresses, self._name, self._chance = addresses, name, chance
+        self._connection: Connection | None = None
+        self._up = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def connected(self) -> bool:
+        return self._up.is_set()
+
+    @property
+    def blocked(self) -> bool:
+        """Whether the broker takes no publishes now.
+
+        aiormq has no flag for it; its ``ready()`` does not suspend while the connection is open and not blocked.
+        """
+        if self._connection is None or self._connection.transport is None:
+            return False
+        ready = self._connection.transport.connection.ready()
+        try:
+            ready.send(None)
+        except StopIteration:
+            return False
+        except RuntimeError:
+            return False
+        finally:
+            ready.close()
+        return True
+
+    async def start(self) -> None:
+        """Connect once, or raise ``ConnectError``; from then on stay connected."""
+        closed = await self._connect()
+        self._task = asyncio.create_task(self._supervise(closed), name=f"eventpipe link {self._name}")
+
+    async def until_up(self) -> None:
+        """Wait until it is connected."""
+        await self._up.wait()
+
+    async def close(self) -> None:
+        """Disconnect for good."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        await self._disconnect()
+
+    async def channel(self, *, confirms: bool = False) -> Channel:
+        """Open a channel. Raises what aiormq raises, or ``TimeoutError``."""
+        if self._connection is None or not self.connected:
+            raise aiormq.exceptions.ChannelInvalidStateError("not connected")
+        channel = self._connection.channel(publisher_confirms=confirms, on_return_raises=confirms)
+        async with asyncio.timeout(RPC_TIMEOUT):
+            await channel.initialize()
+        return channel  # type: ignore[return-value]  # aio-pika types it as its abstract class
+
+    @contextlib.asynccontextmanager
+    async def throwaway(self) -> AsyncIterator[Channel]:
+        """Give a channel for declarations: an error on it harms no other."""
+        channel = await self.channel()
+        try:
+            yield channel
+        finally:
+            await close_channel(channel)
+
+    async def _supervise(self, closed: "asyncio.Future[str]") -> None:
+        while True:
+            reason = await closed
+            self._up.clear()
+            self.error = reason
+            self.lost(reason)
+            await self._disconnect()
+            closed = await self._reconnect()
+
+    async def _reconnect(self) -> "asyncio.Future[str]":
+        pause = 0.0
+        while True:
+            first, longest = BACKOFF
+            try:
+                return await self._connect()
+            except AccessRefused as error:
+                self.error = str(error)
+                first, longest = REFUSED_BACKOFF
+            except ConnectError as error:
+                self.error = str(error)
+            pause = min(max(first, 2 * pause), longest)
+            await asyncio.sleep(pause * (0.75 + self._chance.random() / 2))
+
+    async def _connect(self) -> "asyncio.Future[str]":
+        """Try each address in turn; give the future of the reason for which the connection will be lost."""
+        failures: list[ConnectError] = []
+        for address in self._addresses:
+            try:
+                return await self._connect_to(address)
+            except ConnectError as error:
+                failures.append(error)
+        # What refuses us is likelier to need a person than what is down.
+        failures.sort(key=lambda one: not isinstance(one, AccessRefused))
+        for other in failures[1:]:
+            failures[0].add_note(f"and {other}")
+        raise failures[0]
+
+    async def _connect_to(self, address: Address) -> "asyncio.Future[str]":
+        connection = Connection(URL(address.aiormq_url(self._name), encoded=True), ssl_context=address.tls())
+        try:
+            async with asyncio.timeout(address.timeout):
+                await connection.connect()
+        except LOST as error:
+            await _close_quietly(connection)
+            raise connect_error(error, address, address.timeout) from error
+        except asyncio.CancelledError as error:
+            await _close_quietly(connection)
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            raise connect_error(
+                TimeoutError(), address, address.timeout
+            ) from error  # aiormq's own, nobody asked for it
+        closed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+        def on_close(_connection: object, error: BaseException | None) -> None:
+            if not closed.done():
+                closed.set_result(f"{address}: {error or 'the connection was closed'}")
+
+        connection.close_callbacks.add(on_close)
+        self._connection, self.error = connection, None
+        self._up.set()
+        self.opened()
+        return closed
+
+    async def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        self._up.clear()
+        if connection is not None:
+            await _close_quietly(connection)
+
+
+async def close_channel(channel: Channel) -> None:
+    """Close a channel, which may be dead already, in bounded time."""
+    with contextlib.suppress(*LOST):
+        async with asyncio.timeout(CLOSE_TIMEOUT):
+            await channel.close()
+
+
+async def _close_quietly(connection: Connection) -> None:
+    with contextlib.suppress(*LOST):
+        async with asyncio.timeout(CLOSE_TIMEOUT):
+            await connection.close()

@@ -1,0 +1,157 @@
+"""The transport protocol on RabbitMQ: two connections, one to publish and one to consume and declare.
+
+Nothing here retries a message. A blocked publishing connection must not hold up acknowledgements, hence two.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+
+from ...clock import Chance, Clock
+from ...errors import ConfigurationError, ConnectError, TopologyError, TopologyMissing
+from ...routing import Queue, Topology
+from ..base import OnLost, Outgoing, Sink, Subscription, TransportState, Verdict
+from . import ladder
+from .address import parse
+from .consuming import RabbitSubscription
+from .declaring import carry_out, steps
+from .failures import LOST
+from .link import BACKOFF, CLOSE_TIMEOUT, RPC_TIMEOUT, Link
+from .publishing import Publishing
+
+
+class RabbitTransport:
+    """RabbitMQ at one of several URLs."""
+
+    def __init__(
+        self,
+        urls: Sequence[str],
+        *,
+        name: str,
+        clock: Clock,
+        chance: Chance,
+        connect_timeout: float = 10.0,
+        heartbeat: int = 10,
+    ) -> None:
+        self._addresses = [parse(url, heartbeat=heartbeat, timeout=connect_timeout) for url in urls]
+        prefixes = {address.prefix for address in self._addresses}
+        if len(prefixes) > 1:
+            raise ConfigurationError("several broker URLs have different name_prefix parameters")
+        self._prefix = prefixes.pop()
+        self._name, self._chance = name, chance
+        self._subscriptions: list[RabbitSubscription] = []
+        self._topologies: list[Topology] = []
+        self._destinations: set[str] = set()
+        self._binding = asyncio.Lock()
+
+    async def connect(self) -> None:
+        self._consuming = Link(self._addresses, f"{self._name} consume", self._chance)
+        self._publishing_link = Link(self._addresses, f"{self._name} publish", self._chance)
+        self._publishing = Publishing(self._publishing_link, self._names)
+        self._consuming.lost = self._lost
+        await self._consuming.start()
+        await self._publishing_link.start()
+        self._publishing.start()
+
+    async def declare(self, topology: Topology, *, passive: bool = False) -> None:
+        await carry_out(self._consuming, steps(topology, self._names, passive=passive))
+        if passive:
+            return
+        if topology.retried:
+            retried = [queue for queue in topology.queues if queue.name in topology.retried]
+            await self._declare_ladder(ladder.destinations(retried, self._names))
+            self._destinations |= {f"q.{name}" for name in topology.retried}
+        if topology not in self._topologies:
+            self._topologies.append(topology)
+
+    async def subscribe(self, queue: Queue, prefetch: int, sink: Sink, on_lost: OnLost) -> Subscription:
+        if queue.kind == "stream":
+            raise ConfigurationError(f"queue {queue.name!r} is a stream: it can be published to, not consumed yet")
+        subscription = RabbitSubscription(self._consuming, self._names, queue, prefetch, sink, on_lost)
+        subscription.redeclare = self._declare_again
+        await subscription.start()
+        self._subscriptions.append(subscription)
+        return subscription
+
+    def publish(self, outgoing: Outgoing) -> "asyncio.Future[Verdict]":
+        return self._publishing.publish(outgoing)
+
+    def delay(self, outgoing: Outgoing, seconds: float) -> "asyncio.Future[Verdict]":
+        units = ladder.round_up(seconds)
+        target, properties = outgoing.exchange or outgoing.key, outgoing.properties
+        if outgoing.exchange:
+            ladder.check_key(units, outgoing.key)
+            key = ladder.key_to_exchange(units, self._names(target))
+            properties = replace(properties, headers={**properties.headers, "CC": [outgoing.key]})
+        else:
+            key = ladder.key_to_queue(units, self._names(target))
+        delayed = Outgoing(ladder.first_exchange(units), key, outgoing.body, properties)
+        destination = f"{'x' if outgoing.exchange else 'q'}.{target}"
+        if destination in self._destinations:
+            return self._publishing.publish(delayed)
+        return self._publishing.publish(delayed, first=lambda: self._bind(destination))
+
+    def withdraw(self, verdict: "asyncio.Future[Verdict]") -> bool:
+        return self._publishing.withdraw(verdict)
+
+    async def flush(self) -> None:
+        await self._publishing.flush()
+        for subscription in self._subscriptions:
+            await subscription.flush()
+
+    async def depth(self, queue: str) -> int:
+        try:
+            async with self._consuming.throwaway() as channel, asyncio.timeout(RPC_TIMEOUT):
+                underlay = await channel.get_underlay_channel()
+                found = await underlay.queue_declare(self._names(queue), passive=True)
+                return found.message_count or 0
+        except LOST as error:
+            raise TopologyMissing(f"queue {queue!r} can't be looked at: {error}") from error
+
+    @property
+    def state(self) -> TransportState:
+        links = (self._publishing_link, self._consuming)
+        return TransportState(
+            connected=all(link.connected for link in links),
+            blocked=any(link.blocked for link in links),
+            error=next((link.error for link in links if link.error), None),
+        )
+
+    async def close(self) -> None:
+        if not hasattr(self, "_publishing"):
+            return
+        for subscription in self._subscriptions:
+            await subscription.close()
+        await self._publishing.close()
+        async with asyncio.timeout(4 * CLOSE_TIMEOUT):
+            await asyncio.gather(self._publishing_link.close(), self._consuming.close())
+
+    # --- names, the ladder, and what is ours
+
+    def _names(self, name: str) -> str:
+        return self._prefix + name
+
+    def _lost(self, reason: str) -> None:
+        self._destinations = {f"q.{name}" for topology in self._topologies for name in topology.retried}
+        for subscription in self._subscriptions:
+            subscription.connection_lost(reason)
+
+    async def _declare_again(self) -> None:
+        for topology in list(self._topologies):
+            await self.declare(topology)
+
+    async def _declare_ladder(self, extra: Topology) -> None:
+        for part in (ladder.objects(), extra):
+            await carry_out(self._consuming, steps(part, self._names, passive=False))
+
+    async def _bind(self, destination: str) -> None:
+        """Bind a destination that is not bound yet, however often it takes; its publish has a timeout."""
+        kind, _, name = destination.partition(".")
+        make = ladder.queue_destination if kind == "q" else ladder.exchange_destination
+        async with self._binding:
+            while destination not in self._destinations:
+                try:
+                    await self._declare_ladder(make(name, self._names))
+                    self._destinations.add(destination)
+                except (ConnectError, TopologyError):
+                    await asyncio.sleep(BACKOFF[1])
