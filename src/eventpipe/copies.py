@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from .message import ATTEMPT, EXPIRES, ORIGINAL, PREFIX, SUSPECT, TIME, DeadMessage, Message, Properties
+from .message import ATTEMPT, EXCHANGE, EXPIRES, KEY, ORIGINAL, PREFIX, SUSPECT, TIME, DeadMessage, Message, Properties
 
 REASON = PREFIX + "reason"
 ERROR_TYPE = PREFIX + "error-type"
@@ -17,8 +17,6 @@ ERROR = PREFIX + "error"
 TRACEBACK = PREFIX + "traceback"
 DEAD_AT = PREFIX + "dead-at"
 QUEUE = PREFIX + "queue"
-EXCHANGE = PREFIX + "exchange"
-KEY = PREFIX + "key"
 HANDLER = PREFIX + "handler"
 FIRST_TRIED = PREFIX + "first-tried-at"
 CUT = PREFIX + "cut-header"
@@ -33,12 +31,12 @@ _TRACEBACK = 8_000  # characters of its traceback, from the end, where the cause
 
 def retry_copy(message: Message, *, attempt: int, now: float) -> Properties:
     """Give the properties of the copy that will be handled as the ``attempt``-th; ``now`` is in seconds since 1970."""
-    return _copy(message, {ATTEMPT: attempt, SUSPECT: None}, now=now)
+    return _copy(message, {**_origin(message), ATTEMPT: attempt, SUSPECT: None}, now=now)
 
 
 def suspect_copy(message: Message, *, attempt: int, now: float) -> Properties:
     """Give the properties of a copy that must be handled alone."""
-    return _copy(message, {ATTEMPT: attempt, SUSPECT: True}, now=now)
+    return _copy(message, {**_origin(message), ATTEMPT: attempt, SUSPECT: True}, now=now)
 
 
 def dead_copy(dead: DeadMessage, *, handler: str, now: float) -> Properties:
@@ -46,9 +44,8 @@ def dead_copy(dead: DeadMessage, *, handler: str, now: float) -> Properties:
     message = dead.message
     added = {
         REASON: dead.reason[:_TEXT],
+        **_origin(message),
         QUEUE: dead.queue,
-        EXCHANGE: message.exchange,
-        KEY: message.key,
         HANDLER: handler,
         ATTEMPT: dead.attempt,
         DEAD_AT: round(now * 1000),
@@ -104,6 +101,11 @@ def _copy(message: Message, added: Mapping[str, Any], *, now: float) -> Properti
         headers[name] = _cut(value, left) if isinstance(value, str) else value
         left -= header_size({name: headers[name]})
     return replace(old, headers=headers, message_id=message.id, user_id=None, expiration=None, delivery_mode=2)
+
+
+def _origin(message: Message) -> dict[str, str]:
+    """Keep where the message came from: a copy comes from elsewhere."""
+    return {EXCHANGE: message.exchange, KEY: message.key}
 
 
 def _moved(old: Properties) -> dict[str, Any]:

@@ -5,8 +5,8 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Self, TypeVar
 
 from .clock import Chance, Clock, SystemClock, system_chance
@@ -106,7 +106,7 @@ class EventPipe:
         self._publishers: list[Publisher[Any]] = []
         self._consumers: dict[str, ConsumerDecorator] = {}
         self._session: _Session | None = None
-        self._substitute: Callable[[], Transport] | None = None
+        self._wrap: Callable[[Transport], Transport] | None = None
         self._observe: Callable[[Message, Decision], None] | None = None
 
     # --- declaring
@@ -277,10 +277,8 @@ class EventPipe:
         return Health(ok=ok, transport=state, consumers=consumers)
 
     def _transport(self) -> Transport:
-        if self._substitute is not None:
-            return self._substitute()
         options = self._options
-        return open_transport(
+        transport = open_transport(
             self._urls(),
             name=self.name,
             clock=options.clock,
@@ -288,6 +286,27 @@ class EventPipe:
             connect_timeout=options.connect_timeout,
             heartbeat=options.heartbeat,
         )
+        return transport if self._wrap is None else self._wrap(transport)
+
+    @contextlib.contextmanager
+    def override(
+        self,
+        url: str,
+        *,
+        clock: Clock,
+        wrap: Callable[[Transport], Transport],
+        observe: Callable[[Message, Decision], None],
+    ) -> Iterator[None]:
+        """Use another broker and another clock inside the block, and see what passes; for test kits."""
+        if self._session is not None:
+            raise ConfigurationError(f"pipe {self.name!r} is entered already: its broker can't be swapped now")
+        before = self._url, self._options, self._wrap, self._observe
+        self._url, self._options = url, replace(self._options, clock=clock)
+        self._wrap, self._observe = wrap, observe
+        try:
+            yield
+        finally:
+            self._url, self._options, self._wrap, self._observe = before
 
     def _urls(self) -> tuple[str, ...]:
         given = self._url if self._url is not None else os.environ.get(URL_VARIABLE)
@@ -361,7 +380,7 @@ def _caller() -> str:
 
 
 @contextlib.contextmanager
-def _signals() -> Any:
+def _signals() -> Iterator[asyncio.Event]:
     """Turn the first SIGTERM or SIGINT into an event, where the platform and the thread allow it."""
     loop, stopped = asyncio.get_running_loop(), asyncio.Event()
     installed: list[signal.Signals] = []

@@ -23,7 +23,7 @@ from .errors import (
     Refused,
     Unroutable,
 )
-from .message import EXPIRES, NO_HEADERS, TIME, Message, Properties, no_headers
+from .message import EXCHANGE, EXPIRES, KEY, NO_HEADERS, TIME, Message, Properties, no_headers
 from .retry import MAX_DELAY
 from .routing import Exchange, Queue
 from .transports.base import Outgoing, Transport, Verdict, VerdictKind
@@ -338,8 +338,11 @@ class Publisher(Generic[T]):
         message_id = self._text("id", wish.id, event) or uuid7(outlet.clock, outlet.chance)
         cause = current.get()
         headers = {**wish.headers, TIME: now}
+        key = self.to.name if to_queue else (self._text("key", wish.key, event) or wire_type(event_type))
         if wish.expires is not None:
             headers[EXPIRES] = now + round(wish.expires * 1000)
+        if wish.delay > 0:
+            headers |= {EXCHANGE: "" if to_queue else self.to.name, KEY: key}
         properties = Properties(
             content_type=self.codec.content_type,
             headers=headers,
@@ -350,10 +353,9 @@ class Publisher(Generic[T]):
             timestamp=now // 1000,
             type=wire_type(event_type),
         )
-        key = self.to.name if to_queue else self._text("key", wish.key, event)
         return Outgoing(
             exchange="" if to_queue else self.to.name,
-            key=wire_type(event_type) if key is None else key,
+            key=key,
             body=body,
             properties=properties,
             mandatory=self.mandatory,

@@ -24,7 +24,7 @@ from .copies import dead_copy, describe, retry_copy, suspect_copy
 from .errors import ConfigurationError
 from .handler import Handler, Kind
 from .intake import Intake, Parcel
-from .message import DeadMessage, Message, Properties, attempt_of, expired
+from .message import EXCHANGE, KEY, DeadMessage, Message, Properties, attempt_of, expired
 from .recall import Recall
 from .retry import Ack, DeadLetter, Decision, Retry, RetryIn
 from .routing import Queue
@@ -266,14 +266,15 @@ class Worker:
     def _message(self, parcel: Parcel) -> Message:
         delivery = parcel.delivery
         properties = delivery.properties
+        headers = properties.headers
         return Message(
             id=properties.message_id or uuid7(self._around.clock, self._around.chance),
             body=delivery.body,
             properties=properties,
             queue=self.work.queue.name,
-            exchange=delivery.exchange,
-            key=delivery.key,
-            attempt=attempt_of(properties.headers, self.work.retry.attempts),
+            exchange=str(headers.get(EXCHANGE, delivery.exchange)),
+            key=str(headers.get(KEY, delivery.key)),
+            attempt=attempt_of(headers, self.work.retry.attempts),
             redelivered=delivery.redelivered,
             id_generated=not properties.message_id,
         )

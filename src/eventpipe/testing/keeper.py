@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+
 class Keeper:
     """Owns the node's process group and its port mapper."""
 

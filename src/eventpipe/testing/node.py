@@ -56,7 +56,9 @@ class RabbitNode:
         """Start a node and wait until it serves. Raises ``BrokerUnavailable``."""
         server = find_server()
         if server is None:
-            raise BrokerUnavailable("no rabbitmq-server is installed here (Debian and Ubuntu: apt-get install rabbitmq-server)")
+            raise BrokerUnavailable(
+                "no rabbitmq-server is installed here (Debian and Ubuntu: apt-get install rabbitmq-server)"
+            )
         folder = Path(tempfile.mkdtemp(prefix="eventpipe-rabbitmq-"))
         port, management, distribution, mapper = _free_ports(4)
         name = f"eventpipe-{secrets.token_hex(4)}@localhost"
@@ -141,7 +143,7 @@ class RabbitNode:
 
     def api(self, method: str, path: str, body: Any = None) -> Any:
         """Call the management API; give its answer."""
-        request = urllib.request.Request(  # noqa: S310  always http to loopback
+        request = urllib.request.Request(
             f"http://127.0.0.1:{self.facts['management']}/api/{path}",
             method=method,
             data=None if body is None else json.dumps(body).encode(),
@@ -226,5 +228,7 @@ def _until(condition: Any, seconds: float, node: RabbitNode) -> None:
         if time.monotonic() > deadline:
             logs = sorted(node.folder.glob("log/*.log")) + [node.folder / "output.log"]
             tail = "\n".join(log.read_text(errors="replace")[-2000:] for log in logs if log.exists())
-            raise BrokerUnavailable(f"a private RabbitMQ node did not do as told within {seconds} s; its log ends:\n{tail}")
+            raise BrokerUnavailable(
+                f"a private RabbitMQ node did not do as told within {seconds} s; its log ends:\n{tail}"
+            )
         time.sleep(0.05)

@@ -145,6 +145,11 @@ class MemoryTransport:
         self.broker.wake()
         return future
 
+    @property
+    def pending(self) -> bool:
+        """Whether something published waits for its verdict."""
+        return bool(self._outbox)
+
     def withdraw(self, verdict: "asyncio.Future[Verdict]") -> bool:
         return self._outbox.pop(verdict, None) is None
 

@@ -1,0 +1,26 @@
+"""What all tests share."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture
+def rabbit_node(_eventpipe_test_broker: Any) -> Any:
+    """The private node that the tests of this process share; for faults that leave it running."""
+    return _eventpipe_test_broker.node
+
+
+@pytest.fixture(autouse=True)
+async def _no_task_is_left() -> AsyncIterator[None]:
+    """Whatever a test starts has ended when it ends."""
+    before = asyncio.all_tasks()
+    yield
+    for _ in range(100):
+        left = [task for task in asyncio.all_tasks() - before if not task.done()]
+        if not left:
+            return
+        await asyncio.sleep(0.01)
+    pytest.fail(f"left running: {left}")

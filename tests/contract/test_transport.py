@@ -1,0 +1,496 @@
+"""What every transport keeps: one suite, run on each."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from eventpipe import ConfigurationError, Exchange, Properties, Queue, TopologyMismatch, TopologyMissing
+from eventpipe.routing import Topology, topology
+from eventpipe.transports.base import CONFIRMED, Delivery, Outgoing, Subscription, Transport, VerdictKind
+from tests.support import eventually
+
+
+class Inbox:
+    """A sink that keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.got: list[Delivery] = []
+        self.lost: list[int] = []
+        self.subscription: Subscription
+
+    @property
+    def bodies(self) -> list[bytes]:
+        return [delivery.body for delivery in self.got]
+
+    def ack(self, *deliveries: Delivery, multiple: bool = False) -> bool:
+        tags = [delivery.tag for delivery in deliveries]
+        return self.subscription.settle(deliveries[-1].epoch, tags, multiple=multiple)
+
+
+async def consume(transport: Transport, queue: Queue, prefetch: int = 100) -> Inbox:
+    inbox = Inbox()
+    inbox.subscription = await transport.subscribe(queue, prefetch, inbox.got.append, inbox.lost.append)
+    return inbox
+
+
+def to_queue(queue: Queue, body: bytes = b"x", **properties: Any) -> Outgoing:
+    return Outgoing("", queue.name, body, Properties(**{"message_id": f"id-{body!r}", **properties}))
+
+
+def to_exchange(exchange: Exchange, key: str, body: bytes = b"x", **properties: Any) -> Outgoing:
+    return Outgoing(exchange.name, key, body, Properties(**{"message_id": f"id-{body!r}-{key}", **properties}))
+
+
+def wanted(*queues: Queue, consumed: tuple[Queue, ...] = ()) -> Topology:
+    return topology(queues=queues, consumed=consumed)
+
+
+async def publish(transport: Transport, *outgoings: Outgoing) -> list[VerdictKind]:
+    async with asyncio.timeout(10):
+        return [verdict.kind for verdict in await asyncio.gather(*map(transport.publish, outgoings))]
+
+
+TOPIC, DIRECT, FANOUT = Exchange("topic"), Exchange("direct", kind="direct"), Exchange("fanout", kind="fanout")
+HEADERS = Exchange("headers", kind="headers")
+
+
+@pytest.mark.parametrize(
+    ("exchange", "binding", "key", "headers", "arrives"),
+    [
+        (TOPIC, TOPIC.on("a.*"), "a.b", {}, True),
+        (TOPIC, TOPIC.on("a.*"), "a.b.c", {}, False),
+        (TOPIC, TOPIC.on("a.#"), "a", {}, True),
+        (TOPIC, TOPIC.on("#.z"), "a.b.z", {}, True),
+        (DIRECT, DIRECT.on("a.b"), "a.b", {}, True),
+        (DIRECT, DIRECT.on("a.*"), "a.b", {}, False),
+        (FANOUT, FANOUT.on(), "whatever", {}, True),
+        (HEADERS, HEADERS.on(headers={"a": 1, "b": 2}), "", {"a": 1, "b": 2}, True),
+        (HEADERS, HEADERS.on(headers={"a": 1, "b": 2}), "", {"a": 1}, False),
+        (HEADERS, HEADERS.on(headers={"a": 1, "b": 2}, match="any"), "", {"a": 1}, True),
+        (HEADERS, HEADERS.on(headers={"a": 1, "b": 2}, match="any"), "", {"a": 3}, False),
+    ],
+)
+async def test_exchanges_route(
+    harness: Any, exchange: Exchange, binding: Any, key: str, headers: dict[str, Any], arrives: bool
+) -> None:
+    """A message reaches the queues whose binding matches, and an unroutable mandatory one is told so."""
+    transport = await harness.open()
+    queue = Queue("q", bind=binding)
+    await transport.declare(wanted(queue))
+    (kind,) = await publish(transport, to_exchange(exchange, key, headers=headers))
+    assert (VerdictKind.CONFIRMED if arrives else VerdictKind.UNROUTABLE) == kind
+    assert int(arrives) == await transport.depth("q")
+
+
+async def test_a_queue_gets_a_message_once(harness: Any) -> None:
+    """Several matching bindings, also through another exchange, make one delivery."""
+    transport = await harness.open()
+    behind = Exchange("behind", bind=TOPIC.on("a.#"))
+    queue = Queue("q", bind=[TOPIC.on("a.*"), TOPIC.on("#"), behind.on("*.b")])
+    await transport.declare(wanted(queue))
+    await publish(transport, to_exchange(TOPIC, "a.b"))
+    assert await transport.depth("q") == 1
+
+
+async def test_exchange_to_exchange(harness: Any) -> None:
+    """A message goes through a bound exchange, which looks at the same key."""
+    transport = await harness.open()
+    behind = Exchange("behind", kind="direct", bind=TOPIC.on("a.#"))
+    queue = Queue("q", bind=behind.on("a.b"))
+    await transport.declare(wanted(queue))
+    kinds = await publish(transport, to_exchange(TOPIC, "a.b"), to_exchange(TOPIC, "a.c"))
+    assert [VerdictKind.CONFIRMED, VerdictKind.UNROUTABLE] == kinds
+
+
+async def test_alternate_exchange(harness: Any) -> None:
+    """What an exchange can't route goes to its alternate exchange."""
+    transport = await harness.open()
+    rest = Exchange("rest", kind="fanout")
+    main = Exchange("main", kind="direct", alternate=rest)
+    await transport.declare(wanted(Queue("a", bind=main.on("a")), Queue("others", bind=rest.on())))
+    await publish(transport, to_exchange(main, "a"), to_exchange(main, "b"))
+    assert (1, 1) == (await transport.depth("a"), await transport.depth("others"))
+
+
+async def test_verdicts_of_what_can_not_be_stored(harness: Any) -> None:
+    """No queue and no exchange are unroutable, a full queue refuses, and none of it disturbs the good ones."""
+    transport = await harness.open()
+    full = Queue("full", max_length=1)
+    good = Queue("good")
+    await transport.declare(wanted(full, good))
+    kinds = await publish(
+        transport,
+        to_queue(full, b"1"),
+        to_queue(Queue("missing"), b"2"),
+        to_exchange(Exchange("missing"), "k", b"3"),
+        *(to_queue(good, b"g%d" % number) for number in range(20)),
+    )
+    assert [VerdictKind.CONFIRMED, VerdictKind.UNROUTABLE, VerdictKind.UNROUTABLE] == kinds[:3]
+    assert [VerdictKind.CONFIRMED] * 20 == kinds[3:]
+    # a quorum queue is a little late to notice that it is full
+    await eventually(lambda: _is_refused(transport, full), within=10)
+
+
+async def _is_refused(transport: Transport, queue: Queue) -> bool:
+    return await publish(transport, to_queue(queue, b"more")) == [VerdictKind.REFUSED]
+
+
+async def test_unroutable_is_confirmed_when_it_may_be(harness: Any) -> None:
+    """Without ``mandatory`` a message that reaches no queue is confirmed, and gone."""
+    transport = await harness.open()
+    await transport.declare(topology(exchanges=[TOPIC]))
+    assert CONFIRMED == await transport.publish(Outgoing("topic", "nobody", b"x", Properties(), mandatory=False))
+
+
+async def test_two_publishes_of_one_id_get_their_own_verdicts(harness: Any) -> None:
+    """An unroutable and a routable message with the same id, both in flight, are told apart."""
+    transport = await harness.open()
+    queue = Queue("q")
+    await transport.declare(wanted(queue))
+    for _ in range(10):
+        bad, good = (to_queue(target, message_id="same") for target in (Queue("missing"), queue))
+        kinds = await publish(transport, bad, good, bad)
+        assert [VerdictKind.UNROUTABLE, VerdictKind.CONFIRMED, VerdictKind.UNROUTABLE] == kinds
+
+
+async def test_deliveries_come_in_order_with_their_properties(harness: Any) -> None:
+    """Body, key, exchange and properties arrive as they were published, in the queue's order."""
+    transport = await harness.open()
+    queue = Queue("q", bind=TOPIC.on("#"))
+    await transport.declare(wanted(queue))
+    sent = Properties(
+        content_type="application/json",
+        headers={"n": 1, "s": "text", "nested": {"list": [1, "2"]}, "none": None, "big": 2**40},
+        priority=3,
+        correlation_id="c",
+        reply_to="r",
+        message_id="m",
+        timestamp=1_700_000_000,
+        type="T",
+        app_id="app",
+    )
+    await publish(transport, Outgoing("topic", "a.b", b"first", sent))
+    await publish(transport, *(to_queue(queue, b"%d" % number) for number in range(50)))
+    inbox = await consume(transport, queue)
+    await eventually(lambda: len(inbox.got) == 51)
+    first = inbox.got[0]
+    assert (b"first", "topic", "a.b", False, 0) == (
+        first.body,
+        first.exchange,
+        first.key,
+        first.redelivered,
+        first.delivery_count,
+    )
+    assert sent == first.properties
+    assert [b"%d" % number for number in range(50)] == inbox.bodies[1:]
+
+
+async def test_prefetch_bounds_what_is_unsettled(harness: Any) -> None:
+    """At most a prefetch of deliveries is out, and each settled one makes room for one."""
+    transport = await harness.open()
+    queue = Queue("q")
+    await transport.declare(wanted(queue))
+    await publish(transport, *(to_queue(queue, b"%d" % number) for number in range(10)))
+    inbox = await consume(transport, queue, prefetch=3)
+    await eventually(lambda: len(inbox.got) == 3)
+    await asyncio.sleep(0.05)
+    assert len(inbox.got) == 3
+    assert inbox.ack(inbox.got[1])
+    await eventually(lambda: len(inbox.got) == 4)
+    assert inbox.ack(inbox.got[3], multiple=True)
+    await eventually(lambda: len(inbox.got) == 7)
+
+
+async def test_settling_in_any_order(harness: Any) -> None:
+    """Odd ones, then even ones, one at a time and together: all are settled and none comes again."""
+    transport = await harness.open()
+    queue = Queue("q")
+    await transport.declare(wanted(queue))
+    await publish(transport, *(to_queue(queue, b"%d" % number) for number in range(100)))
+    inbox = await consume(transport, queue)
+    await eventually(lambda: len(inbox.got) == 100)
+    for number in (*range(1, 100, 2), *range(98, -1, -4)):
+        inbox.ack(inbox.got[number])
+        if number % 10 == 3:
+            await asyncio.sleep(0.002)
+    inbox.ack(*inbox.got[0:100:4])
+    await transport.flush()
+    await inbox.subscription.close()
+    again = await consume(transport, queue)
+    await publish(transport, to_queue(queue, b"end"))
+    await eventually(lambda: again.got)
+    assert [b"end"] == again.bodies
+    assert inbox.lost == []
+
+
+async def test_requeue_gives_back(harness: Any) -> None:
+    """What is requeued comes again as redelivered, counted once more."""
+    transport = await harness.open()
+    queue = Queue("q")
+    await transport.declare(wanted(queue))
+    await publish(transport, to_queue(queue, b"a"))
+    inbox = await consume(transport, queue)
+    await eventually(lambda: inbox.got)
+    assert inbox.subscription.settle(inbox.got[0].epoch, [inbox.got[0].tag], requeue=True)
+    await eventually(lambda: len(inbox.got) == 2)
+    assert (b"a", True, 1) == (inbox.got[1].body, inbox.got[1].redelivered, inbox.got[1].delivery_count)
+
+
+async def test_close_settles_and_gives_back_in_order(harness: Any) -> None:
+    """What was settled before the close stays settled; the rest goes back in its places."""
+    transport = await harness.open()
+    queue = Queue("q")
+    await transport.declare(wanted(queue))
+    await publish(transport, *(to_queue(queue, b"%d" % number) for number in range(6)))
+    inbox = await consume(transport, queue, prefetch=4)
+    await eventually(lambda: len(inbox.got) == 4)
+    inbox.ack(inbox.got[1])
+    await inbox.subscription.close()
+    assert not inbox.subscription.settle(inbox.got[0].epoch, [inbox.got[0].tag])
+    other = await consume(transport, queue)
+    await eventually(lambda: len(other.got) == 5)
+    assert [b"0", b"2", b"3", b"4", b"5"] == other.bodies
+    assert [True, True, True, False, False] == [delivery.redelivered for delivery in other.got]
+    assert inbox.lost == []
+
+
+async def test_a_lost_connection_ends_the_epoch(harness: Any) -> None:
+    """The client hears of it first; then the same messages come again, and old tags settle nothing."""
+    transport = await harness.open()
+    queue = Queue("q")
+    await transport.declare(wanted(queue))
+    await publish(transport, to_queue(queue, b"a"), to_queue(queue, b"b"))
+    inbox = await consume(transport, queue)
+    await eventually(lambda: len(inbox.got) == 2)
+    old = inbox.got[:2]
+    inbox.subscription  # noqa: B018
+    await harness.drop_connections()
+    await eventually(lambda: len(inbox.got) == 4, within=10)
+    assert [old[0].epoch] == inbox.lost
+    assert [b"a", b"b"] == inbox.bodies[2:]
+    assert all(delivery.redelivered and delivery.epoch > old[0].epoch for delivery in inbox.got[2:])
+    assert inbox.ack(old[0]) is False
+    assert inbox.ack(*inbox.got[2:])
+    await eventually(lambda: inbox.subscription.state.consuming)
+
+
+async def test_publishes_survive_a_lost_connection(harness: Any) -> None:
+    """Everything published around a loss is confirmed in the end, and stored at least once."""
+    transport = await harness.open()
+    queue = Queue("q")
+    await transport.declare(wanted(queue))
+    verdicts = []
+    dropping = asyncio.create_task(harness.drop_connections())
+    for number in range(200):
+        verdicts.append(transport.publish(to_queue(queue, b"%d" % number)))
+        await asyncio.sleep(0 if dropping.done() else 0.01)
+    await dropping
+    async with asyncio.timeout(15):
+        kinds = {verdict.kind for verdict in await asyncio.gather(*verdicts)}
+    assert {VerdictKind.CONFIRMED} == kinds
+    inbox = await consume(transport, queue, prefetch=1000)
+    await eventually(lambda: {b"%d" % number for number in range(200)} <= set(inbox.bodies))
+
+
+async def test_pause_holds_and_resume_goes_on(harness: Any) -> None:
+    """While paused nothing is pushed; then all comes, in order."""
+    transport = await harness.open()
+    queue = Queue("q")
+    await transport.declare(wanted(queue))
+    inbox = await consume(transport, queue)
+    inbox.subscription.pause()
+    await publish(transport, *(to_queue(queue, b"%d" % number) for number in range(5)))
+    await asyncio.sleep(0.05)
+    assert inbox.got == []
+    inbox.subscription.resume()
+    await eventually(lambda: len(inbox.got) == 5)
+    assert [b"0", b"1", b"2", b"3", b"4"] == inbox.bodies
+
+
+async def test_delays_to_queues(harness: Any) -> None:
+    """A long delay does not hold up a short one, and only the named queue gets the message."""
+    transport = await harness.open()
+    first, second = Queue("a.b", bind=TOPIC.on("#")), Queue("b", bind=TOPIC.on("#"))
+    await transport.declare(wanted(consumed=(first, second)))
+    one, two = await consume(transport, first), await consume(transport, second)
+    loop = asyncio.get_running_loop()
+    assert CONFIRMED == await transport.delay(to_queue(second, b"long"), 60.0)
+    start = loop.time()
+    assert CONFIRMED == await transport.delay(to_queue(second, b"short"), 1.0)
+    await eventually(lambda: two.got)
+    took = loop.time() - start
+    assert 0.99 < took < 1.5
+    assert ([b"short"], []) == (two.bodies, one.bodies)
+
+
+async def test_delays_to_exchanges(harness: Any) -> None:
+    """A delayed message to an exchange is routed when the delay ends, by its own key."""
+    transport = await harness.open()
+    queue, other = Queue("q", bind=TOPIC.on("1.0.1")), Queue("other", bind=TOPIC.on("1.0.0"))
+    await transport.declare(wanted(queue, other))
+    inbox = await consume(transport, queue)
+    assert CONFIRMED == await transport.delay(to_exchange(TOPIC, "1.0.1", b"x"), 0.3)
+    assert 0 == await transport.depth("q")
+    await eventually(lambda: inbox.got)
+    await asyncio.sleep(0.2)
+    assert ([b"x"], 0) == (inbox.bodies, await transport.depth("other"))
+
+
+async def test_ttl_dead_letters(harness: Any) -> None:
+    """What expires in a queue goes to its dead letters, with the broker's account of why."""
+    transport = await harness.open()
+    queue = Queue("q", message_ttl=0.1)
+    await transport.declare(wanted(queue))
+    await publish(transport, to_queue(queue, b"x"))
+    dead = queue.dead
+    assert dead is not None
+    inbox = await consume(transport, dead)
+    await eventually(lambda: inbox.got)
+    (death,) = inbox.got[0].properties.headers["x-death"]
+    assert ("q", "expired", 1) == (death["queue"], death["reason"], death["count"])
+
+
+async def test_drop_head_keeps_the_newest(harness: Any) -> None:
+    """A queue that drops its head keeps the newest, and what it drops goes to its dead letters."""
+    transport = await harness.open()
+    queue = Queue("q", max_length=2, overflow="drop-head")
+    await transport.declare(wanted(queue))
+    for number in range(4):
+        await publish(transport, to_queue(queue, b"%d" % number))
+    inbox = await consume(transport, queue)
+    await eventually(lambda: len(inbox.got) == 2)
+    assert [b"2", b"3"] == inbox.bodies
+    await eventually(lambda: _depth_is(transport, "q.dead", 2))
+
+
+async def _depth_is(transport: Transport, queue: str, expected: int) -> bool:
+    return await transport.depth(queue) == expected
+
+
+async def test_delivery_limit(harness: Any) -> None:
+    """What is given back more often than the limit goes to the dead letters."""
+    transport = await harness.open()
+    queue = Queue("q", delivery_limit=2)
+    await transport.declare(wanted(queue))
+    await publish(transport, to_queue(queue, b"x"))
+    inbox = await consume(transport, queue)
+    for count in range(1, 4):
+        await eventually(lambda count=count: len(inbox.got) == count)
+        inbox.subscription.settle(inbox.got[-1].epoch, [inbox.got[-1].tag], requeue=True)
+    await eventually(lambda: _depth_is(transport, "q.dead", 1))
+    assert [0, 1, 2] == [delivery.delivery_count for delivery in inbox.got]
+
+
+async def test_declaring_again_is_fine_and_a_difference_is_named(harness: Any) -> None:
+    """The same declaration twice is nothing; another argument names object, argument and both values, and harms nobody."""
+    transport = await harness.open()
+    queue = Queue("q", max_length=5, bind=TOPIC.on("#"))
+    await transport.declare(wanted(queue))
+    await transport.declare(wanted(queue))
+    inbox = await consume(transport, queue)
+    with pytest.raises(TopologyMismatch) as caught:
+        await transport.declare(wanted(Queue("q", max_length=6)))
+    found = caught.value
+    assert ("queue", "q", "x-max-length", "6", "5") == (
+        found.kind,
+        found.name,
+        found.argument,
+        found.declared,
+        found.existing,
+    )
+    with pytest.raises(TopologyMismatch) as caught:
+        await transport.declare(topology(exchanges=[Exchange("topic", kind="fanout")]))
+    assert ("exchange", "topic", "type") == (caught.value.kind, caught.value.name, caught.value.argument)
+    await publish(transport, to_queue(queue, b"x"))
+    await eventually(lambda: inbox.got)
+    assert inbox.lost == []
+
+
+async def test_what_is_missing_is_named(harness: Any) -> None:
+    """A check, somebody else's object, and a subscription each name the queue or exchange that does not exist."""
+    transport = await harness.open()
+    with pytest.raises(TopologyMissing, match="'q'"):
+        await transport.declare(wanted(Queue("q", dead_letter=False)), passive=True)
+    with pytest.raises(TopologyMissing, match="'q'"):
+        await transport.declare(wanted(Queue("q", dead_letter=False, declare=False)))
+    with pytest.raises(TopologyMissing, match="'x'"):
+        await transport.declare(topology(exchanges=[Exchange("x", declare=False)]))
+    with pytest.raises(TopologyMissing, match="'q'"):
+        await consume(transport, Queue("q"))
+    await transport.declare(wanted(Queue("q")))
+    await transport.declare(wanted(Queue("q")), passive=True)
+
+
+async def test_a_queue_deleted_under_its_consumer(harness: Any) -> None:
+    """The epoch ends, the queue is declared again, and the subscription goes on."""
+    transport = await harness.open()
+    queue = Queue("q", bind=TOPIC.on("a"))
+    await transport.declare(wanted(consumed=(queue,)))
+    inbox = await consume(transport, queue)
+    await harness.delete_queue("q")
+    await eventually(lambda: inbox.lost)
+    await eventually(lambda: inbox.subscription.state.consuming, within=10)
+    await publish(transport, to_exchange(TOPIC, "a", b"after"))
+    await eventually(lambda: inbox.got)
+    assert [b"after"] == inbox.bodies
+
+
+async def test_two_transports_share_the_work(harness: Any) -> None:
+    """Two consumers of one queue each get some of it, and what one leaves the other gets."""
+    one, two = await harness.open(), await harness.open()
+    queue = Queue("q")
+    await one.declare(wanted(queue))
+    first, second = await consume(one, queue, prefetch=5), await consume(two, queue, prefetch=5)
+    await publish(one, *(to_queue(queue, b"%d" % number) for number in range(10)))
+    await eventually(lambda: len(first.got) == len(second.got) == 5)
+    second.ack(*second.got)
+    await one.close()
+    await eventually(lambda: len(second.got) == 10)
+    assert {b"%d" % number for number in range(10)} == set(second.bodies)
+
+
+async def test_streams_are_published_to_only(harness: Any) -> None:
+    """A stream can be declared and published to; consuming it is refused."""
+    transport = await harness.open()
+    stream = Queue("s", kind="stream")
+    await transport.declare(wanted(stream))
+    assert [VerdictKind.CONFIRMED] == await publish(transport, to_queue(stream))
+    with pytest.raises(ConfigurationError, match="stream"):
+        await consume(transport, stream)
+
+
+async def test_classic_queues_do_not_count(harness: Any) -> None:
+    """A classic queue tells that a message is redelivered, not how often."""
+    transport = await harness.open()
+    queue = Queue("q", kind="classic")
+    await transport.declare(wanted(queue))
+    await publish(transport, to_queue(queue))
+    inbox = await consume(transport, queue)
+    await eventually(lambda: inbox.got)
+    inbox.subscription.settle(inbox.got[0].epoch, [inbox.got[0].tag], requeue=True)
+    await eventually(lambda: len(inbox.got) == 2)
+    assert [(False, None), (True, None)] == [(one.redelivered, one.delivery_count) for one in inbox.got]
+
+
+async def test_closing_resolves_what_is_open(harness: Any) -> None:
+    """Every verdict that was asked for is given when the transport closes, and after it too."""
+    transport = await harness.open()
+    queue = Queue("q")
+    await transport.declare(wanted(queue))
+    verdicts = [transport.publish(to_queue(queue, b"%d" % number)) for number in range(20)]
+    await transport.close()
+    assert all(verdict.done() for verdict in verdicts)
+    assert VerdictKind.NOT_SENT is transport.publish(to_queue(queue)).result().kind
+
+
+async def test_withdrawing(harness: Any) -> None:
+    """A withdrawn publish says whether it may have been sent."""
+    transport = await harness.open()
+    queue = Queue("q")
+    await transport.declare(wanted(queue))
+    done = transport.publish(to_queue(queue))
+    await done
+    assert transport.withdraw(done) is True
+    assert transport.withdraw(transport.publish(to_queue(queue))) is False
+    await transport.flush()
