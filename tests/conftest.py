@@ -19,7 +19,7 @@ async def _no_task_is_left() -> AsyncIterator[None]:
     before = asyncio.all_tasks()
     yield
     for _ in range(100):
-        left = [task for task in asyncio.all_tasks() - before if not task.done()]
+        left = asyncio.all_tasks() - before - {asyncio.current_task()}
         if not left:
             return
         await asyncio.sleep(0.01)

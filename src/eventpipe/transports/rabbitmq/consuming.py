@@ -35,16 +35,27 @@ class RabbitSubscription:
         self._held: deque[Delivery] = deque()
         self._paused = self._closed = False
         self._lost = asyncio.Event()
+        self._consuming = False
         self._error: str | None = None
         self._flushing: asyncio.Task[None] | None = None
         self._task: asyncio.Task[None] | None = None
 
     @property
     def state(self) -> ConsumerState:
-        return ConsumerState(consuming=self._channel is not None, error=self._error)
+        return ConsumerState(consuming=self._consuming, error=self._error)
 
     async def start(self) -> None:
         """Consume, or raise ``TopologyMissing`` or ``ConnectError``; from then on keep consuming."""
+        try:
+            async with asyncio.timeout(RPC_TIMEOUT):
+                while not self._consuming:
+                    await self._first_open()
+        except TimeoutError:
+            raise ConnectError(f"queue {self._queue.name!r} can't be consumed: {self._error or 'no answer'}") from None
+        self._task = asyncio.create_task(self._supervise(), name=f"eventpipe consuming {self._queue.name}")
+
+    async def _first_open(self) -> None:
+        await self._link.until_up()
         try:
             await self._open()
         except aiormq.exceptions.ChannelNotFoundEntity as error:
@@ -52,8 +63,8 @@ class RabbitSubscription:
         except aiormq.exceptions.AMQPChannelError as error:
             raise TopologyError(f"queue {self._queue.name!r} can't be consumed: {error}") from error
         except LOST as error:
-            raise ConnectError(f"queue {self._queue.name!r} can't be consumed: {error!r}") from error
-        self._task = asyncio.create_task(self._supervise(), name=f"eventpipe consuming {self._queue.name}")
+            self._error = repr(error)
+            await asyncio.sleep(BACKOFF[0])
 
     def settle(self, epoch: int, tags: Sequence[int], *, multiple: bool = False, requeue: bool = False) -> bool:
         if self._channel is None or epoch != self.epoch:
@@ -96,6 +107,7 @@ class RabbitSubscription:
         if self._channel is None or self._closed:
             return
         self._channel = self._underlay = None
+        self._consuming = False
         self._error = reason
         self._held.clear()
         self._on_lost(self.epoch)
@@ -138,7 +150,8 @@ class RabbitSubscription:
             self._lost.set()
             await close_channel(channel)
             raise
-        self._error = None
+        if channel is self._channel:  # unless it was lost again meanwhile
+            self._consuming, self._error = True, None
 
     def _begin(self, channel: Channel, underlay: AbstractChannel) -> None:
         self.epoch += 1
