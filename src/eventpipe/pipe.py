@@ -20,7 +20,7 @@ from .publisher import PUBLISH_TIMEOUT, Outlet, Publisher, Wish, make_publisher
 from .retry import Decision, Retry
 from .routing import Exchange, Queue, Topology, topology
 from .transports.base import Transport, TransportState
-from .transports.select import open_transport
+from .transports.select import is_memory, open_transport
 from .worker import Surroundings, Worker
 
 T = TypeVar("T")
@@ -193,6 +193,11 @@ class EventPipe:
         return made
 
     @property
+    def in_memory(self) -> bool:
+        """Whether its broker is in this process. Raises ``ConfigurationError`` if it has none."""
+        return any(map(is_memory, self._urls()))
+
+    @property
     def topology(self) -> Topology:
         """Everything that this pipe declares, as plain data. Raises ``ConfigurationError`` on contradictions."""
         targets = [publisher.to for publisher in self._publishers]
@@ -254,16 +259,19 @@ class EventPipe:
         finally:
             await self._stop(workers)
 
-    async def run(self, *queues: Queue | str) -> None:
+    async def run(self, *queues: Queue | str, started: Callable[[], object] | None = None) -> None:
         """Consume these queues, or all, until SIGTERM, SIGINT or cancellation; then drain.
 
-        Enters the pipe unless it is entered already. A second signal ends the process at once.
+        Enters the pipe unless it is entered already, and calls ``started`` once it consumes. A second signal ends the
+        process at once.
         """
         async with contextlib.AsyncExitStack() as stack:
             if self._session is None:
                 await stack.enter_async_context(self)
             stopped = stack.enter_context(_signals())
             await stack.enter_async_context(self.consuming(*queues))
+            if started is not None:
+                started()
             await stopped.wait()
 
     def health(self) -> Health:

@@ -41,7 +41,8 @@ def _refusal(error: BaseException, address: Address) -> AccessRefused | None:
     text = str(error)
     if isinstance(error, aiormq_errors.ProbableAuthenticationError) or "ACCESS_REFUSED" in text:
         return AccessRefused(f"{address}: the broker refused the login of user {address.user!r}; check its password")
-    if "NOT_ALLOWED" in text:
+    # aiormq does not look into a Connection.Close that answers Connection.Open; a virtual host is all that Open names.
+    if "NOT_ALLOWED" in text or ("Connection.OpenOk" in text and "Connection.Close" in text):
         return AccessRefused(
             f"{address}: virtual host {address.vhost!r} does not exist, or user {address.user!r} may not use it"
         )

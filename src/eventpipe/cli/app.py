@@ -1,0 +1,95 @@
+"""The commands: run, topology, version."""
+
+import asyncio
+import contextlib
+from collections.abc import Iterator
+from typing import Annotated
+
+import rich
+import typer
+from rich.table import Table
+
+from ..errors import ConfigurationError, EventPipeError
+from ..routing import Topology
+from ..version import VERSION
+from .loading import load_pipe
+from .supervisor import Plan, Supervisor
+from .worker import explain
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Run and look at eventpipe applications.")
+
+Target = Annotated[str, typer.Argument(metavar="MODULE:PIPE", help="Where the EventPipe is, e.g. feeds.service:pipe")]
+
+
+@app.command()
+def run(
+    target: Target,
+    workers: Annotated[int, typer.Option(min=1, help="How many worker processes.")] = 1,
+    only: Annotated[
+        list[str] | None, typer.Option(metavar="QUEUE", help="Consume this queue only; repeatable.")
+    ] = None,
+    drain: Annotated[float | None, typer.Option(min=0, help="Seconds that a shutdown may take.")] = None,
+) -> None:
+    """Consume until SIGTERM or Ctrl-C, then drain."""
+    with _errors():
+        pipe = load_pipe(target)
+        pipe.drain = pipe.drain if drain is None else drain
+        if workers > 1 and pipe.in_memory:
+            raise ConfigurationError("memory:// lives inside one process: use RabbitMQ for several workers")
+        if workers == 1:
+            asyncio.run(pipe.run(*(only or ())))
+            return
+        plan = Plan(target=target, workers=workers, only=tuple(only or ()), drain=pipe.drain)
+        code = asyncio.run(_supervise(plan))
+    raise typer.Exit(code)
+
+
+@app.command()
+def topology(
+    target: Target, *, mermaid: Annotated[bool, typer.Option("--mermaid", help="Print a Mermaid flowchart.")] = False
+) -> None:
+    """Show the exchanges, queues and bindings that a pipe declares."""
+    with _errors():
+        found = load_pipe(target).topology
+    if mermaid:
+        typer.echo(found.mermaid())
+        return
+    for table in _tables(found):
+        rich.print(table)
+    if found.retried:
+        rich.print("and the delay ladder that a RabbitMQ virtual host shares: eventpipe.delay.v1.00 to .19")
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    typer.echo(VERSION)
+
+
+async def _supervise(plan: Plan) -> int:
+    return await Supervisor(plan).run()
+
+
+def _tables(found: Topology) -> Iterator[Table]:
+    exchanges = Table("exchange", "kind", "alternate", title="Exchanges")
+    for exchange in found.exchanges:
+        exchanges.add_row(exchange.name, exchange.kind, exchange.alternate.name if exchange.alternate else "")
+    queues = Table("queue", "kind", "arguments", title="Queues")
+    for queue in found.queues:
+        given = {name: value for name, value in queue.wire_arguments.items() if name != "x-queue-type"}
+        queues.add_row(queue.name, queue.kind, "\n".join(f"{name}={value}" for name, value in given.items()))
+    bindings = Table("exchange", "key", "target", title="Bindings")
+    for binding, target, kind in found.bindings:
+        arguments = " ".join(f"{name}={value}" for name, value in binding.arguments.items())
+        bindings.add_row(binding.source.name, binding.key or arguments, f"{kind} {target}")
+    yield from (table for table in (exchanges, queues, bindings) if table.row_count)
+
+
+@contextlib.contextmanager
+def _errors() -> Iterator[None]:
+    """Show what a person can mend as one line; anything else is a bug and keeps its traceback."""
+    try:
+        yield
+    except EventPipeError as error:
+        typer.echo(explain(error), err=True)
+        raise typer.Exit(1) from error

@@ -1,0 +1,53 @@
+"""What one worker process runs: a pipe, until it is told to stop or its supervisor is gone."""
+
+import argparse
+import asyncio
+import os
+import sys
+
+from ..errors import EventPipeError
+from ..pipe import EventPipe
+from .loading import load_pipe
+
+
+def explain(error: BaseException) -> str:
+    """Put an error and its notes into the lines that an operator sees."""
+    return "\n".join([f"error: {error}", *(f"  {note}" for note in getattr(error, "__notes__", ()))])
+
+
+async def serve(pipe: EventPipe, only: list[str], *, ready: int, life: int) -> None:
+    """Consume; write a byte to ``ready`` once consuming, and drain when ``life`` reaches its end."""
+
+    def started() -> None:
+        os.write(ready, b"1")
+        os.close(ready)
+
+    running = asyncio.ensure_future(pipe.run(*only, started=started))
+    asyncio.get_running_loop().add_reader(life, running.cancel)  # nobody writes to it: the supervisor is gone
+    try:
+        await running
+    except asyncio.CancelledError:
+        pass
+    finally:
+        asyncio.get_running_loop().remove_reader(life)
+
+
+def main() -> None:
+    """Serve the pipe that the arguments name; exit 1 with one line when that is not possible."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("target")
+    parser.add_argument("--only", action="append", default=[])
+    parser.add_argument("--drain", type=float)
+    parser.add_argument("--ready", type=int, required=True)
+    parser.add_argument("--life", type=int, required=True)
+    given = parser.parse_args()
+    try:
+        pipe = load_pipe(given.target)
+        pipe.drain = pipe.drain if given.drain is None else given.drain
+        asyncio.run(serve(pipe, given.only, ready=given.ready, life=given.life))
+    except EventPipeError as error:
+        sys.exit(explain(error))
+
+
+if __name__ == "__main__":
+    main()
