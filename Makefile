@@ -20,7 +20,6 @@ check: .venv/dev-ready  ## formatter, linter, type checkers
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
-	@$(BIN)/mypy examples/departures/demo.py
 	@$(BIN)/pyright
 
 # RabbitMQ's server is not on PyPI: root on Debian or Ubuntu gets it here, others are told by the tests what to do.

@@ -1,6 +1,7 @@
 """The life of a delivery, on a transport that pushes synchronously."""
 
 import asyncio
+import contextlib
 import contextvars
 import json
 import random
@@ -9,6 +10,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
+from tests.push_transport import PushTransport
+from tests.support import eventually
 
 from eventpipe import Message, Properties, Queue, Reject, Retry, RetryAfter
 from eventpipe.clock import SystemClock
@@ -18,8 +21,6 @@ from eventpipe.handler import plan
 from eventpipe.message import ATTEMPT, EXPIRES, SUSPECT
 from eventpipe.transports.base import CONFIRMED, Fault, Verdict, VerdictKind
 from eventpipe.worker import Surroundings, Work, Worker
-from tests.push_transport import PushTransport
-from tests.support import eventually
 
 QUEUE = Queue("orders")
 
@@ -67,7 +68,7 @@ async def test_acks_what_was_handled() -> None:
 
 
 async def test_a_packed_delivery_is_settled_once_after_its_last_event() -> None:
-    """A delivery of two events is settled when both have ended, and a failed one leaves as a message of its own first."""
+    """Two events in one delivery: it is settled when both ended; a failed one leaves as a message of its own."""
     order: list[str] = []
     release = asyncio.Event()
 
@@ -212,7 +213,7 @@ async def test_a_dead_letter_says_why() -> None:
 async def test_what_can_not_be_handled_is_dead_lettered_at_once(
     body: bytes, properties: Properties, more: dict[str, object], reason: str
 ) -> None:
-    """A body that is not the event is dead-lettered on its first attempt, with its raw bytes, and the next is handled."""
+    """A body that is not the event is dead-lettered on its first attempt, raw, and the next is handled."""
     seen: list[int] = []
 
     async def handle(event: int) -> None:
@@ -323,7 +324,7 @@ async def test_waiting_deliveries_of_a_lost_epoch_are_not_run() -> None:
 
 
 async def test_suspects_are_set_aside_uncharged_and_handled_alone() -> None:
-    """Repeatedly unsettled messages move to the queue of suspects at no cost, and run there with nothing beside them."""
+    """Repeatedly unsettled messages move to the queue of suspects at no cost, and run there alone."""
     running, beside, release = set(), {}, asyncio.Event()
 
     async def handle(event: int) -> None:
@@ -410,10 +411,8 @@ async def test_a_handler_that_ignores_cancellation_is_left_behind(monkeypatch: p
 
     async def handle(event: int) -> None:
         while stubborn:
-            try:
+            with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.sleep(0.01)
-            except asyncio.CancelledError:
-                pass
 
     async with bench(handle) as b:
         b.queue.push(b"1")

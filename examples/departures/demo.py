@@ -9,8 +9,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Annotated
 
+import app as service
 import httpx
-import service
 import structlog
 import typer
 from events import Departure, Outcome, predict, read

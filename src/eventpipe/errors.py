@@ -80,7 +80,7 @@ class PublishError(EventPipeError):
     Publishing again with the same id is safe: a consumer may then see that id twice.
     """
 
-    def __init__(self, text: str, *, outcome: Outcome, id: str) -> None:  # noqa: A002  a message's id
+    def __init__(self, text: str, *, outcome: Outcome, id: str) -> None:
         super().__init__(text)
         self.outcome: Outcome = outcome
         self.id = id

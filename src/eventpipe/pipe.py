@@ -7,7 +7,8 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Self, TypeVar
+from types import UnionType
+from typing import Any, Literal, Self, TypeVar, overload
 
 from .clock import Chance, Clock, SystemClock, system_chance
 from .codec import BODY_LIMIT
@@ -111,16 +112,38 @@ class EventPipe:
 
     # --- declaring
 
+    @overload
     def publisher(
         self,
         event_type: type[T],
         *,
         to: Exchange | Queue,
         key: str | Callable[[T], str] | None = None,
-        id: Callable[[T], str] | None = None,  # noqa: A002  the message's id
+        id: Callable[[T], str] | None = None,
         mandatory: bool = True,
         timeout: float = PUBLISH_TIMEOUT,
-    ) -> Publisher[T]:
+    ) -> Publisher[T]: ...
+    @overload  # a union or a list, which type[T] can't express: annotate the variable
+    def publisher(
+        self,
+        event_type: UnionType,
+        *,
+        to: Exchange | Queue,
+        key: str | Callable[[Any], str] | None = None,
+        id: Callable[[Any], str] | None = None,
+        mandatory: bool = True,
+        timeout: float = PUBLISH_TIMEOUT,
+    ) -> Publisher[Any]: ...
+    def publisher(
+        self,
+        event_type: Any,
+        *,
+        to: Exchange | Queue,
+        key: str | Callable[[Any], str] | None = None,
+        id: Callable[[Any], str] | None = None,
+        mandatory: bool = True,
+        timeout: float = PUBLISH_TIMEOUT,
+    ) -> Publisher[Any]:
         """Make a publisher of one type of events.
 
         ``key`` is the routing key, or makes it from the event; by default it is the queue's name or the event's type.

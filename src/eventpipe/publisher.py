@@ -262,7 +262,7 @@ class Publisher(Generic[T]):
         event: T,
         *,
         key: str | None = None,
-        id: str | None = None,  # noqa: A002  the message's id
+        id: str | None = None,
         headers: Mapping[str, Any] | None = None,
         priority: int | None = None,
         expires: float | None = None,
@@ -310,7 +310,7 @@ class Publisher(Generic[T]):
         return receipts
 
     async def emit(self, result: Any, cause: Message) -> None:
-        """Publish what the handler of ``cause`` returned; ids derive from the input's, so that a re-run repeats them."""
+        """Publish what the handler of ``cause`` returned; ids derive from the input's: a re-run repeats them."""
         outlet, index = self.outlet(), 0
         chunk: list[Outgoing] = []
         async for event in _outputs(result):
@@ -382,7 +382,7 @@ class Publisher(Generic[T]):
     def _override(self, **given: Any) -> Wish:
         stated = {name: value for name, value in given.items() if value is not None}
         if "key" in stated and isinstance(self.to, Queue):
-            raise InvalidMessage(f"key={stated['key']!r}: a publisher to a queue ({self.to.name!r}) needs no key")
+            raise InvalidMessage(f"key={stated['key']!r}: a publisher to a queue ({self.to.name!r}) needs none")
         wish = replace(self.wish, **stated)
         wish.check()
         return wish
@@ -425,22 +425,26 @@ def check_headers(headers: Mapping[str, Any]) -> None:
 
 
 def _check_value(name: str, value: Any, depth: int = 0) -> None:
-    if depth > _HEADER_DEPTH:
+    if isinstance(value, Mapping):
+        for key in value:
+            _check_header_name(key)
+        value = list(value.values())
+    if not isinstance(value, (list, tuple)):
+        _check_scalar(name, value)
+    elif depth == _HEADER_DEPTH:
         raise InvalidMessage(f"header {name!r} is nested more than {_HEADER_DEPTH} deep")
-    match value:
-        case Mapping():
-            for key, one in value.items():
-                _check_header_name(key)
-                _check_value(name, one, depth + 1)
-        case list() | tuple():
-            for one in value:
-                _check_value(name, one, depth + 1)
-        case int() if not -(2**63) <= value < 2**63:
-            raise InvalidMessage(f"header {name!r}: {value} does not fit 64 bits")
-        case str():
-            _check_text(name, value)
-        case _ if not isinstance(value, _HEADER_TYPES):
-            raise InvalidMessage(f"header {name!r}: AMQP has no {type(value).__name__}")
+    else:
+        for one in value:
+            _check_value(name, one, depth + 1)
+
+
+def _check_scalar(name: str, value: Any) -> None:
+    if not isinstance(value, _HEADER_TYPES):
+        raise InvalidMessage(f"header {name!r}: AMQP has no {type(value).__name__}")
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise InvalidMessage(f"header {name!r}: {value} does not fit 64 bits")
+    if isinstance(value, str):
+        _check_text(name, value)
 
 
 def _check_header_name(name: Any) -> None:

@@ -9,9 +9,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from tests.support import eventually
 
 from eventpipe import EventPipe, Queue
-from tests.support import eventually
 
 SERVICE = """
 import asyncio, os, pathlib

@@ -5,13 +5,13 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from tests.contract.differences import DIFFERENCES
+from tests.support import eventually
 
 from eventpipe.clock import SystemClock
 from eventpipe.transports.base import Transport
 from eventpipe.transports.memory import MemoryTransport, memory_broker
 from eventpipe.transports.rabbitmq import RabbitTransport
-from tests.contract.differences import DIFFERENCES
-from tests.support import eventually
 
 
 class MemoryHarness:

@@ -20,7 +20,7 @@ tweets = Exchange("tweets")
 feeds = Queue("feeds", bind=tweets.on("tweet.*"))
 pipe = EventPipe("memory://", name="types")
 
-posted = pipe.publisher(Posted, to=tweets, key=lambda event: assert_type(event, Posted).user)
+posted = pipe.publisher(Posted, to=tweets, key=lambda event: event.user)
 assert_type(posted, Publisher[Posted])
 
 either: Publisher[Posted | Liked] = pipe.publisher(Posted | Liked, to=tweets)

@@ -131,7 +131,7 @@ def message(
     event: Any,
     *,
     attempt: int = 1,
-    id: str | None = None,  # noqa: A002  a message's id
+    id: str | None = None,
     queue: str = "test",
     key: str = "",
     headers: Mapping[str, Any] = NO_HEADERS,

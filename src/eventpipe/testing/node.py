@@ -74,7 +74,7 @@ class RabbitNode:
         )
         node.facts["keeper"] = keeping.pid
         node._keeping = keeping
-        _until(lambda: (folder / "keeper.pid").exists(), 10.0, node)
+        _until((folder / "keeper.pid").exists, 10.0, node)
         node.restart()
         return node
 
@@ -226,7 +226,7 @@ def _until(condition: Any, seconds: float, node: RabbitNode) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
-            logs = sorted(node.folder.glob("log/*.log")) + [node.folder / "output.log"]
+            logs = [*sorted(node.folder.glob("log/*.log")), node.folder / "output.log"]
             tail = "\n".join(log.read_text(errors="replace")[-2000:] for log in logs if log.exists())
             raise BrokerUnavailable(
                 f"a private RabbitMQ node did not do as told within {seconds} s; its log ends:\n{tail}"

@@ -1,4 +1,4 @@
-"""The pytest plugin: ``eventpipe_broker`` and ``eventpipe_rabbitmq``. It loads by itself where eventpipe is installed."""
+"""The pytest plugin, with ``eventpipe_broker`` and ``eventpipe_rabbitmq``; it loads by itself."""
 
 import os
 from collections.abc import Iterator

@@ -117,7 +117,7 @@ class Subscription(Protocol):
         ...
 
     def settle(self, epoch: int, tags: Sequence[int], *, multiple: bool = False, requeue: bool = False) -> bool:
-        """Acknowledge deliveries, or with ``requeue`` give them back; ``multiple`` takes all up to each tag.
+        """Acknowledge deliveries, or ``requeue`` them; ``multiple`` takes all up to the highest tag.
 
         Never blocks; writes are coalesced. ``False``: the epoch is over, nothing was written, they will come again.
         """
@@ -132,7 +132,7 @@ class Subscription(Protocol):
         ...
 
     async def close(self) -> None:
-        """Write what is settled, then give everything else back, in order. No push and no ``on_lost`` comes after it."""
+        """Write what is settled, then give everything else back, in order. Nothing is pushed after it."""
         ...
 
 

@@ -199,7 +199,7 @@ class RabbitSubscription:
         )
 
     def _count(self, redelivered: object, header: object) -> int | None:
-        """Read the broker's count, which is a publisher's claim unless the message was redelivered by a quorum queue."""
+        """Read the broker's count; except on a redelivery by a quorum queue it is a publisher's claim."""
         if self._queue.kind != "quorum":
             return None
         if not redelivered:
