@@ -181,7 +181,7 @@ class Transport(Protocol):
         ...
 
     async def depth(self, queue: str) -> int:
-        """Count the messages that are ready in a queue. Raises ``TopologyMissing``."""
+        """Count the messages that are ready in a queue. Raises ``TopologyMissing`` or ``ConnectError``."""
         ...
 
     @property

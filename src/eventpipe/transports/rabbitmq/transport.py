@@ -7,6 +7,8 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 
+import aiormq.exceptions
+
 from ...clock import Chance, Clock
 from ...errors import ConfigurationError, ConnectError, TopologyError, TopologyMissing
 from ...routing import Queue, Topology
@@ -105,8 +107,10 @@ class RabbitTransport:
                 underlay = await channel.get_underlay_channel()
                 found = await underlay.queue_declare(self._names(queue), passive=True)
                 return found.message_count or 0
+        except aiormq.exceptions.ChannelNotFoundEntity as error:
+            raise TopologyMissing(f"queue {queue!r} does not exist") from error
         except LOST as error:
-            raise TopologyMissing(f"queue {queue!r} can't be looked at: {error}") from error
+            raise ConnectError(f"queue {queue!r} can't be looked at: {error!r}") from error
 
     @property
     def state(self) -> TransportState:
