@@ -1,10 +1,11 @@
 """What can be published, and what each failure is told as."""
 
 import asyncio
-from typing import Any, NotRequired, TypedDict
+from typing import Any
 
 import pytest
 from pydantic import BaseModel
+from typing_extensions import NotRequired, TypedDict
 
 from eventpipe import (
     ConfigurationError,
@@ -35,7 +36,7 @@ class Renamed(BaseModel):
     user: str
 
 
-class Options_(TypedDict):
+class Form(TypedDict):
     a: int
     b: NotRequired[str]
 
@@ -110,7 +111,7 @@ async def test_bad_functions_of_the_event_are_told() -> None:
         lambda pipe: pipe.publisher(Posted, to=Exchange("x", internal=True)),
         lambda pipe: pipe.publisher(Posted, to=events, key="k" * 256),
         lambda pipe: pipe.publisher(Posted, to=events, timeout=-1.0),
-        lambda pipe: pipe.publisher(object, to=events),
+        lambda pipe: pipe.publisher(EventPipe, to=events),
     ],
 )
 def test_what_can_not_work_is_refused_at_declaration(make: Any) -> None:
@@ -125,7 +126,7 @@ async def test_wire_properties(eventpipe_broker: str) -> None:
     either: Publisher[Posted | Renamed] = pipe.publisher(Posted | Renamed, to=queue)
     many = pipe.publisher(list[int], to=queue)
     raw = pipe.publisher(bytes, to=queue)
-    typed = pipe.publisher(Options_, to=queue, id=lambda event: f"id-{event['a']}")
+    typed = pipe.publisher(Form, to=queue, id=lambda event: f"id-{event['a']}")
     async with running(pipe, url=eventpipe_broker) as bus:
         await either.publish(Renamed(user="ann"), priority=5, expires=60.0, headers={"mine": "x"})
         await either.publish(Posted(user="ann"))
@@ -134,7 +135,7 @@ async def test_wire_properties(eventpipe_broker: str) -> None:
         receipt = await typed.publish({"a": 1})
         first, *others = [outgoing.properties for outgoing in bus._record.published]
     assert receipt == Receipt("id-1", "", "q")
-    assert [one.type for one in (first, *others)] == ["user.renamed", "Posted", "list[int]", "bytes", "Options_"]
+    assert [one.type for one in (first, *others)] == ["user.renamed", "Posted", "list[int]", "bytes", "Form"]
     assert [one.content_type for one in others] == ["application/json"] * 2 + [
         "application/octet-stream",
         "application/json",

@@ -4,6 +4,8 @@ import asyncio
 import datetime as dt
 import decimal
 import hashlib
+import types
+import typing
 from collections import deque
 from collections.abc import AsyncIterable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -364,7 +366,7 @@ class Publisher(Generic[T]):
     @property
     def _many_types(self) -> bool:
         """Whether the declared type is a union: then each event's own class names it."""
-        return not isinstance(self.event_type, type)
+        return isinstance(self.event_type, types.UnionType) or typing.get_origin(self.event_type) is typing.Union
 
     def _text(self, what: str, wish: Any, event: T) -> str | None:
         """Give the text that was asked for, or what the function that was asked for makes of the event."""

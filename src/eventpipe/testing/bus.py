@@ -53,9 +53,10 @@ class Bus:
         return [dead for outgoing in self._record.dead if (dead := _dead(outgoing)).queue == name]
 
     async def advance(self, seconds: float) -> None:
-        """Turn the memory broker's clock, and let what became due happen."""
+        """Let happen what is due, turn the memory broker's clock, and let happen what became due."""
         if self._clock is None:
             raise ConfigurationError("only the memory broker's clock can be turned; on RabbitMQ wait for bus.settled()")
+        await self._until_idle(10.0, jump=False)
         self._clock.advance(seconds)
         await self._until_idle(10.0, jump=False)
 
