@@ -4,11 +4,12 @@ import asyncio
 from typing import Any
 
 import pytest
-from tests.support import eventually
 
 from eventpipe import ConfigurationError, Exchange, Properties, Queue, TopologyMismatch, TopologyMissing
+from eventpipe.errors import InvalidMessage, TopologyError
 from eventpipe.routing import Topology, topology
 from eventpipe.transports.base import CONFIRMED, Delivery, Outgoing, Subscription, Transport, VerdictKind
+from tests.support import eventually
 
 
 class Inbox:
@@ -382,7 +383,7 @@ async def test_delivery_limit(harness: Any) -> None:
 
 
 async def test_declaring_again_is_fine_and_a_difference_is_named(harness: Any) -> None:
-    """The same declaration twice is nothing; a difference is named with both values, and harms nobody."""
+    """The same declaration twice is nothing; another argument names object, argument and both values, and harms nobody."""
     transport = await harness.open()
     queue = Queue("q", max_length=5, bind=TOPIC.on("#"))
     await transport.declare(wanted(queue))
@@ -493,3 +494,403 @@ async def test_withdrawing(harness: Any) -> None:
     assert transport.withdraw(done) is True
     assert transport.withdraw(transport.publish(to_queue(queue))) is False
     await transport.flush()
+
+
+# --- where messages go
+
+
+async def test_the_default_exchange_leads_to_the_queue_of_that_name(harness: Any) -> None:
+    """A queue is reached by its name, and no other is."""
+    transport = await harness.open()
+    await transport.declare(wanted(Queue("a"), Queue("a.b")))
+    await publish(transport, to_queue(Queue("a.b")))
+    assert (0, 1) == (await transport.depth("a"), await transport.depth("a.b"))
+
+
+async def test_copies_by_header(harness: Any) -> None:
+    """CC and BCC are more routing keys; consumers see the one and not the other."""
+    transport = await harness.open()
+    a, b, c = (Queue(name, bind=DIRECT.on(name)) for name in "abc")
+    await transport.declare(wanted(a, b, c))
+    await publish(transport, to_exchange(DIRECT, "a", headers={"CC": ["b", "a"], "BCC": ["c"], "own": 1}))
+    inboxes = [await consume(transport, queue) for queue in (a, b, c)]
+    await eventually(lambda: all(inbox.got for inbox in inboxes))
+    assert [1, 1, 1] == [len(inbox.got) for inbox in inboxes]
+    assert [{"CC": ["b", "a"], "own": 1}] * 3 == [inbox.got[0].properties.headers for inbox in inboxes]
+    assert ["a", "a", "a"] == [inbox.got[0].key for inbox in inboxes]
+
+
+async def test_the_alternate_gets_only_what_no_key_leads_anywhere(harness: Any) -> None:
+    """A message with several keys goes to the alternate exchange when none of them matches."""
+    transport = await harness.open()
+    rest = Exchange("rest", kind="fanout")
+    main = Exchange("main", kind="direct", alternate=rest)
+    await transport.declare(wanted(Queue("a", bind=main.on("a")), Queue("others", bind=rest.on())))
+    await publish(transport, to_exchange(main, "b", b"1", headers={"CC": ["a"]}))
+    await publish(transport, to_exchange(main, "b", b"2", headers={"CC": ["c"]}))
+    assert (1, 1) == (await transport.depth("a"), await transport.depth("others"))
+
+
+async def test_what_can_not_be_obeyed_is_refused(harness: Any) -> None:
+    """A bad expiration, a bad CC header and an internal exchange refuse that publish and no other."""
+    transport = await harness.open()
+    queue, internal = Queue("q"), Exchange("inside", kind="fanout", internal=True)
+    await transport.declare(topology(queues=[queue], exchanges=[internal]))
+    bad = [
+        to_queue(queue, b"1", expiration="soon"),
+        to_queue(queue, b"2", headers={"CC": "q"}),
+        to_exchange(internal, "", b"3"),
+    ]
+    for outgoing in bad:
+        kinds = await publish(transport, outgoing, to_queue(queue, b"good"))
+        assert [VerdictKind.REFUSED, VerdictKind.CONFIRMED] == kinds
+
+
+async def test_the_reason_names_a_missing_exchange(harness: Any) -> None:
+    """Who publishes to an exchange that is not there reads its name."""
+    transport = await harness.open()
+    verdict = await transport.publish(to_exchange(Exchange("nowhere"), "k"))
+    assert VerdictKind.UNROUTABLE is verdict.kind
+    assert "nowhere" in verdict.reason
+
+
+@pytest.mark.parametrize(("kind", "taken"), [("quorum", 3), ("classic", 2)])
+async def test_how_much_a_rejecting_queue_takes(harness: Any, kind: Any, taken: int) -> None:
+    """A classic queue takes its limit; a quorum queue notices only when it is over it."""
+    transport = await harness.open()
+    queue = Queue("q", kind=kind, max_length=2)
+    await transport.declare(wanted(queue))
+    kinds = [(await publish(transport, to_queue(queue, b"%d" % number)))[0] for number in range(4)]
+    assert [VerdictKind.CONFIRMED] * taken + [VerdictKind.REFUSED] * (4 - taken) == kinds
+
+
+async def test_bytes_fill_a_queue(harness: Any) -> None:
+    """A limit in bytes counts bodies."""
+    transport = await harness.open()
+    queue = Queue("q", kind="classic", max_length_bytes=10)
+    await transport.declare(wanted(queue))
+    kinds = [(await publish(transport, to_queue(queue, b"12345")))[0] for _ in range(3)]
+    assert [VerdictKind.CONFIRMED, VerdictKind.CONFIRMED, VerdictKind.REFUSED] == kinds
+
+
+# --- what comes again
+
+
+async def test_a_multiple_settles_all_up_to_a_tag(harness: Any) -> None:
+    """The deliveries up to the tag are done; those after it come again."""
+    transport = await harness.open()
+    queue = Queue("q")
+    await transport.declare(wanted(queue))
+    await publish(transport, *(to_queue(queue, b"%d" % number) for number in range(5)))
+    inbox = await consume(transport, queue)
+    await eventually(lambda: len(inbox.got) == 5)
+    inbox.ack(inbox.got[2], multiple=True)
+    await inbox.subscription.close()
+    again = await consume(transport, queue)
+    await eventually(lambda: len(again.got) == 2)
+    assert [b"3", b"4"] == again.bodies
+
+
+async def test_what_is_requeued_comes_before_what_waits(harness: Any) -> None:
+    """Given back, a message is ahead of those behind it."""
+    transport = await harness.open()
+    queue = Queue("q")
+    await transport.declare(wanted(queue))
+    await publish(transport, *(to_queue(queue, b"%d" % number) for number in range(4)))
+    inbox = await consume(transport, queue, prefetch=2)
+    await eventually(lambda: len(inbox.got) == 2)
+    inbox.subscription.settle(inbox.got[0].epoch, [inbox.got[0].tag], requeue=True)
+    await eventually(lambda: len(inbox.got) == 3)
+    assert [b"0", b"1", b"0"] == inbox.bodies
+
+
+async def test_paused_counts_what_it_was_handed(harness: Any) -> None:
+    """While paused a consumer still takes up to its prefetch; closing gives it back."""
+    transport = await harness.open()
+    queue = Queue("q")
+    await transport.declare(wanted(queue))
+    inbox = await consume(transport, queue, prefetch=2)
+    inbox.subscription.pause()
+    await publish(transport, *(to_queue(queue, b"%d" % number) for number in range(5)))
+    await eventually(lambda: _depth_is(transport, "q", 3))
+    await inbox.subscription.close()
+    await eventually(lambda: _depth_is(transport, "q", 5))
+    assert [] == inbox.got
+
+
+async def test_publishing_while_disconnected_waits(harness: Any) -> None:
+    """What is published when the connection has just gone has its verdict once there is another."""
+    transport = await harness.open()
+    queue = Queue("q")
+    await transport.declare(wanted(queue))
+    await harness.drop_connections()
+    await eventually(lambda: not transport.state.connected or harness.name == "memory", within=10)
+    verdict = transport.publish(to_queue(queue, b"x"))
+    assert not verdict.done()
+    async with asyncio.timeout(10):
+        assert CONFIRMED == await verdict
+    assert transport.state.connected
+
+
+async def test_flush_waits_for_every_verdict(harness: Any) -> None:
+    """After a flush nothing is open, and what was settled stays so."""
+    transport = await harness.open()
+    queue = Queue("q")
+    await transport.declare(wanted(queue))
+    verdicts = [transport.publish(to_queue(queue, b"%d" % number)) for number in range(50)]
+    async with asyncio.timeout(10):
+        await transport.flush()
+    assert [CONFIRMED] * 50 == [verdict.result() for verdict in verdicts]
+
+
+async def test_a_queue_of_others_deleted_under_its_consumer(harness: Any) -> None:
+    """The subscription waits until somebody else has declared it again."""
+    owner, transport = await harness.open(), await harness.open()
+    await owner.declare(wanted(Queue("q")))
+    inbox = await consume(transport, Queue("q", declare=False))
+    await harness.delete_queue("q")
+    await eventually(lambda: inbox.lost)
+    assert not inbox.subscription.state.consuming
+    assert inbox.subscription.state.error
+    await owner.declare(wanted(Queue("q")))
+    await eventually(lambda: inbox.subscription.state.consuming, within=10)
+    await publish(owner, to_queue(Queue("q"), b"after"))
+    await eventually(lambda: inbox.bodies == [b"after"])
+
+
+# --- what a queue gives up
+
+
+async def test_what_the_broker_writes_on_a_dead_letter(harness: Any) -> None:
+    """Queue, reason, count, exchange and keys of each death, the first one apart, and no expiration any more."""
+    transport = await harness.open()
+    queue = Queue("q", bind=TOPIC.on("#"))
+    await transport.declare(wanted(queue))
+    await publish(transport, to_exchange(TOPIC, "a.b", expiration="50", headers={"own": 1}))
+    assert queue.dead is not None
+    inbox = await consume(transport, queue.dead)
+    await eventually(lambda: inbox.got)
+    headers = dict(inbox.got[0].properties.headers)
+    (death,) = headers.pop("x-death")
+    assert {"own": 1} | {
+        "x-first-death-queue": "q",
+        "x-first-death-reason": "expired",
+        "x-first-death-exchange": "topic",
+    } == headers
+    assert death.pop("time").tzinfo is not None
+    assert {
+        "queue": "q",
+        "reason": "expired",
+        "count": 1,
+        "exchange": "topic",
+        "routing-keys": ["a.b"],
+        "original-expiration": "50",
+    } == death
+    assert (None, "", "q.dead") == (inbox.got[0].properties.expiration, inbox.got[0].exchange, inbox.got[0].key)
+
+
+async def test_a_message_expires_at_the_head_only(harness: Any) -> None:
+    """A short expiration behind a long one waits for it."""
+    transport = await harness.open()
+    queue = Queue("q", kind="classic")
+    await transport.declare(wanted(queue))
+    await publish(transport, to_queue(queue, b"long", expiration="600"))
+    await publish(transport, to_queue(queue, b"short", expiration="1"))
+    await asyncio.sleep(0.1)
+    assert 2 == await transport.depth("q")
+    await eventually(lambda: _depth_is(transport, "q.dead", 2))
+
+
+@pytest.mark.parametrize(
+    ("queue", "reason"),
+    [
+        (Queue("q", max_length=1, overflow="drop-head"), "maxlen"),
+        (Queue("q", kind="classic", max_length=1, overflow="reject-publish-dlx"), "maxlen"),
+        (Queue("q", message_ttl=0.02), "expired"),
+        (Queue("q", delivery_limit=0), "delivery_limit"),
+    ],
+    ids=["drop-head", "reject-publish-dlx", "ttl", "delivery-limit"],
+)
+async def test_why_a_queue_gave_up(harness: Any, queue: Queue, reason: str) -> None:
+    """Each way to give a message up has its reason."""
+    transport = await harness.open()
+    await transport.declare(wanted(queue))
+    await publish(transport, to_queue(queue, b"1"))
+    await publish(transport, to_queue(queue, b"2"))
+    if reason == "delivery_limit":
+        inbox = await consume(transport, queue)
+        await eventually(lambda: inbox.got)
+        inbox.subscription.settle(inbox.got[0].epoch, [inbox.got[0].tag], requeue=True)
+    assert queue.dead is not None
+    dead = await consume(transport, queue.dead)
+    await eventually(lambda: dead.got)
+    assert reason == dead.got[0].properties.headers["x-death"][0]["reason"]
+
+
+async def test_without_dead_letters_what_is_given_up_is_gone(harness: Any) -> None:
+    """A queue without a dead-letter queue drops what expires."""
+    transport = await harness.open()
+    queue = Queue("q", message_ttl=0.02, dead_letter=False)
+    await transport.declare(wanted(queue))
+    await publish(transport, to_queue(queue))
+    await eventually(lambda: _depth_is(transport, "q", 0))
+
+
+async def test_dead_letters_do_not_go_in_circles(harness: Any) -> None:
+    """A message that only ever expired is dropped when it comes back to where it expired."""
+    transport = await harness.open()
+    there = Queue("there", kind="classic", message_ttl=0.05, dead_letter_exchange="", dead_letter_routing_key="back")
+    back = Queue("back", kind="classic", message_ttl=0.05, dead_letter_exchange="", dead_letter_routing_key="there")
+    await transport.declare(wanted(there, back))
+    await publish(transport, to_queue(there))
+    await asyncio.sleep(0.4)
+    assert (0, 0) == (await transport.depth("there"), await transport.depth("back"))
+
+
+# --- whose a queue is
+
+
+async def test_an_exclusive_queue_is_its_connections_own(harness: Any) -> None:
+    """Another connection can't declare it, and it ends with its own."""
+    one, two = await harness.open(), await harness.open()
+    queue = Queue("q", kind="classic", exclusive=True, dead_letter=False)
+    await one.declare(wanted(queue))
+    with pytest.raises(TopologyError, match="exclusive"):
+        await two.declare(wanted(queue))
+    await one.close()
+    await eventually(lambda: _can_declare(two, queue))
+
+
+async def _can_declare(transport: Transport, queue: Queue) -> bool:
+    try:
+        await transport.declare(wanted(queue))
+    except TopologyError:
+        return False
+    return True
+
+
+async def test_an_auto_delete_queue_goes_with_its_last_consumer(harness: Any) -> None:
+    """One of two consumers may go; with the second the queue goes too."""
+    transport = await harness.open()
+    queue = Queue("q", kind="classic", auto_delete=True, dead_letter=False)
+    await transport.declare(wanted(queue))
+    first, second = await consume(transport, queue), await consume(transport, queue)
+    await first.subscription.close()
+    assert 0 == await transport.depth("q")
+    await second.subscription.close()
+    with pytest.raises(TopologyMissing):
+        await transport.depth("q")
+
+
+async def test_binding_what_is_missing(harness: Any) -> None:
+    """A binding names the exchange, or the queue, that does not exist."""
+    transport = await harness.open()
+    await transport.declare(wanted(Queue("q")))
+    for binding, target in ((Exchange("nowhere").on("k"), "q"), (Exchange("amq.topic").on("k"), "nowhere")):
+        with pytest.raises(TopologyMissing, match="nowhere"):
+            await transport.declare(Topology(bindings=((binding, target, "queue"),)))
+
+
+async def test_one_failure_does_not_stop_a_declaration(harness: Any) -> None:
+    """The rest is declared, and the error notes every other failure."""
+    transport = await harness.open()
+    await transport.declare(wanted(Queue("a", max_length=1), Queue("b", max_length=1)))
+    with pytest.raises(TopologyMismatch) as caught:
+        await transport.declare(wanted(Queue("a"), Queue("b"), Queue("c")))
+    assert "a" == caught.value.name
+    assert "'b'" in caught.value.__notes__[0]
+    assert 0 == await transport.depth("c")
+
+
+async def test_a_delay_that_is_too_long_is_refused(harness: Any) -> None:
+    """More than 27.3 hours can't be held back, and nothing is sent."""
+    transport = await harness.open()
+    await transport.declare(wanted(Queue("q")))
+    with pytest.raises(InvalidMessage, match="too long"):
+        transport.delay(to_queue(Queue("q")), 100_000.0)
+
+
+# --- where transports differ, on purpose
+
+
+async def test_difference_exact_delays(harness: Any) -> None:
+    """A delay is rounded up to a ladder's steps, but where ``exact_delays``."""
+    transport = await harness.open()
+    queue = Queue("q")
+    await transport.declare(wanted(consumed=(queue,)))
+    inbox = await consume(transport, queue)
+    start = asyncio.get_running_loop().time()
+    await transport.delay(to_queue(queue), 0.02)
+    await eventually(lambda: inbox.got)
+    took = asyncio.get_running_loop().time() - start
+    assert ("exact_delays" in harness.differences) is (took < 0.095)
+
+
+async def test_difference_delays_leave_no_trace(harness: Any) -> None:
+    """A delayed message shows the ladder that it came down, but where ``delays_leave_no_trace``."""
+    transport = await harness.open()
+    queue = Queue("q")
+    await transport.declare(wanted(consumed=(queue,)))
+    inbox = await consume(transport, queue)
+    await transport.delay(to_queue(queue), 0.05)
+    await eventually(lambda: inbox.got)
+    seen = (inbox.got[0].exchange, inbox.got[0].key, "x-death" in inbox.got[0].properties.headers)
+    assert ("delays_leave_no_trace" in harness.differences) is (seen == ("", "q", False))
+
+
+async def test_difference_any_key_is_delayed(harness: Any) -> None:
+    """A key with a word that the ladder would obey is refused, but where ``any_key_is_delayed``."""
+    transport = await harness.open()
+    await transport.declare(topology(queues=[Queue("q", bind=TOPIC.on("#"))]))
+    outgoing = to_exchange(TOPIC, ".".join("0" * 20))
+    if "any_key_is_delayed" in harness.differences:
+        assert CONFIRMED == await transport.delay(outgoing, 60.0)
+    else:
+        with pytest.raises(InvalidMessage, match="ladder"):
+            transport.delay(outgoing, 60.0)
+
+
+async def test_difference_requeued_keep_their_place(harness: Any) -> None:
+    """Without a delivery limit a quorum queue requeues at its end, but where ``requeued_keep_their_place``."""
+    transport = await harness.open()
+    queue = Queue("q", dead_letter=False)
+    await transport.declare(wanted(queue))
+    await publish(transport, *(to_queue(queue, b"%d" % number) for number in range(3)))
+    inbox = await consume(transport, queue, prefetch=1)
+    await eventually(lambda: inbox.got)
+    inbox.subscription.settle(inbox.got[0].epoch, [inbox.got[0].tag], requeue=True)
+    await eventually(lambda: len(inbox.got) == 2)
+    assert (inbox.bodies[1] == b"0") is ("requeued_keep_their_place" in harness.differences)
+
+
+@pytest.mark.parametrize(
+    ("name", "queue"),
+    [
+        ("no_priorities", Queue("q", kind="classic", max_priority=3)),
+        ("no_single_active_consumer", Queue("q", single_active_consumer=True)),
+    ],
+)
+async def test_difference_queues_that_are_not_had(harness: Any, name: str, queue: Queue) -> None:
+    """Priorities and single active consumers can be declared, but where they are not had."""
+    transport = await harness.open()
+    if name in harness.differences:
+        with pytest.raises(ConfigurationError, match="memory broker does not have"):
+            await transport.declare(wanted(queue))
+    else:
+        await transport.declare(wanted(queue))
+
+
+async def test_difference_no_queue_expiry(harness: Any) -> None:
+    """An unused queue that ``expires`` is deleted, but where ``no_queue_expiry``."""
+    transport = await harness.open()
+    await transport.declare(wanted(Queue("q", kind="classic", expires=0.1)))
+    await asyncio.sleep(1.0)  # looking at it is using it: it can't be polled
+    assert ("no_queue_expiry" in harness.differences) is not await _is_gone(transport, "q")
+
+
+async def _is_gone(transport: Transport, queue: str) -> bool:
+    try:
+        await transport.depth(queue)
+    except TopologyMissing:
+        return True
+    return False

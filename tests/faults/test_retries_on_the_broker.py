@@ -131,3 +131,24 @@ async def test_a_consumer_that_can_not_dead_letter_keeps_the_message(eventpipe_r
 
 async def _one_dead(transport: object) -> bool:
     return await transport.depth("q.dead") == 1
+
+
+async def test_delayed_publishes_that_nobody_wants_block_nobody(eventpipe_rabbitmq: str) -> None:
+    """Delayed messages to an exchange without a matching queue wait before it; a neighbour's delays come in time."""
+    pipe = EventPipe(eventpipe_rabbitmq, name="unwanted")
+    nobody, queue = Exchange("nobody"), Queue("q")
+    to_nobody, to_queue = pipe.publisher(int, to=nobody, key="k"), pipe.publisher(int, to=queue)
+    seen: list[int] = []
+
+    @pipe.consumer(queue)
+    async def handle(number: int) -> None:
+        seen.append(number)
+
+    async with pipe, pipe.consuming():
+        await asyncio.gather(*(to_nobody.publish(number, delay=0.1) for number in range(200)))
+        await asyncio.sleep(0.3)
+        begin = asyncio.get_running_loop().time()
+        await to_queue.publish(1, delay=0.1)
+        await eventually(lambda: seen)
+        assert asyncio.get_running_loop().time() - begin < 1.0
+        assert await pipe._session.transport.depth("nobody.delayed") <= 200

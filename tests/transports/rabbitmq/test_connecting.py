@@ -17,7 +17,7 @@ from tests.support import eventually
     ("url", "shown", "facts"),
     [
         ("amqp://localhost", "amqp://guest@localhost:5672", ("guest", "guest", "/")),
-        ("amqps://u:p@h", "amqps://u@h:5671", ("u", "p", "/")),
+        ("amqps://u:pass9@h", "amqps://u@h:5671", ("u", "pass9", "/")),
         ("amqp://u%40x:p%2F1@h:1/my%2Fvhost", "amqp://u@x@h:1/my%2Fvhost", ("u@x", "p/1", "my/vhost")),
         ("amqp://[::1]:5/v", "amqp://guest@[::1]:5/v", ("guest", "guest", "v")),
     ],
@@ -79,13 +79,16 @@ async def test_a_connection_that_can_not_be_made(
 
 async def test_a_silent_server_costs_the_connect_timeout() -> None:
     """Something that accepts and says nothing is given up after the timeout."""
-    server = await asyncio.start_server(lambda _reader, _writer: None, "127.0.0.1", 0)
+    writers: list[asyncio.StreamWriter] = []
+    server = await asyncio.start_server(lambda _reader, writer: writers.append(writer), "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     begin = time.monotonic()
     with pytest.raises(ConnectError, match=r"no connection within 0\.3 s"):
         async with EventPipe(f"amqp://127.0.0.1:{port}?connection_timeout=0.3", name="silent"):
             pass
     assert time.monotonic() - begin < 3
+    for writer in writers:
+        writer.close()
     server.close()
 
 

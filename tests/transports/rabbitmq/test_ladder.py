@@ -12,7 +12,7 @@ from eventpipe.transports.rabbitmq import ladder
 
 @pytest.mark.parametrize(
     ("seconds", "units"),
-    [(0.001, 1), (0.1, 1), (0.11, 2), (1.0, 10), (1.5, 15), (1.6, 16), (1.61, 18), (60.0, 608), (MAX_DELAY, 15 << 16)],
+    [(0.001, 1), (0.1, 1), (0.11, 2), (1.0, 10), (1.5, 15), (1.6, 16), (1.61, 18), (60.0, 640), (MAX_DELAY, 15 << 16)],
 )
 def test_delays_are_rounded_up_to_their_four_highest_bits(seconds: float, units: int) -> None:
     """A unit is 100 ms."""

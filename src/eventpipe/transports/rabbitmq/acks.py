@@ -23,11 +23,11 @@ class Acks:
         self._settled.update(fresh)
         self._unwritten.update(fresh)
 
-    def written(self, tags: Iterable[int]) -> None:
-        """Note tags that were given back to the broker by other means."""
-        tags = list(tags)
-        self.settle(tags)
-        self._unwritten.difference_update(tags)
+    def written(self, tags: Iterable[int], *, multiple: bool = False) -> None:
+        """Note tags that are given back to the broker; what was settled before stays to be acknowledged."""
+        before = set(self._unwritten)
+        self.settle(tags, multiple=multiple)
+        self._unwritten &= before
 
     def take(self) -> list[tuple[int, bool]]:
         """Give the acknowledgements to write now, as (tag, multiple), and count them as written."""

@@ -31,7 +31,7 @@ class RabbitSubscription:
         self._sink, self._on_lost = sink, on_lost
         self._channel: Channel | None = None
         self._underlay: AbstractChannel | None = None
-        self._acks, self._nacks = Acks(), list[int]()
+        self._acks, self._nacks = Acks(), list[tuple[int, bool]]()
         self._held: deque[Delivery] = deque()
         self._paused = self._closed = False
         self._lost = asyncio.Event()
@@ -71,8 +71,8 @@ class RabbitSubscription:
             self.stale += 1
             return False
         if requeue:
-            self._nacks.extend(tags)
-            self._acks.written(tags)
+            self._nacks.extend((tag, multiple) for tag in tags)
+            self._acks.written(tags, multiple=multiple)
         else:
             self._acks.settle(tags, multiple=multiple)
         if self._flushing is None:
@@ -217,8 +217,8 @@ class RabbitSubscription:
                     break
                 for tag, multiple in todo:
                     await underlay.basic_ack(tag, multiple=multiple, wait=False)
-                for tag in given_back:
-                    await underlay.basic_nack(tag, requeue=True, wait=False)
+                for tag, multiple in given_back:
+                    await underlay.basic_nack(tag, multiple=multiple, requeue=True, wait=False)
         except LOST:
             pass  # the channel is gone, and its epoch with it
         finally:

@@ -32,7 +32,8 @@ def connect_error(error: BaseException, address: Address, seconds: float) -> Con
     """Say why a connection could not be made, and what to look at."""
     return (
         _refusal(error, address)
-        or _network_error(error.__cause__ or error, address, seconds)
+        or _network_error(error, address, seconds)
+        or _network_error(error.__cause__, address, seconds)
         or ConnectError(f"{address}: {type(error).__name__}: {error or 'the connection was closed'}")
     )
 
@@ -49,7 +50,7 @@ def _refusal(error: BaseException, address: Address) -> AccessRefused | None:
     return None
 
 
-def _network_error(error: BaseException, address: Address, seconds: float) -> ConnectError | None:
+def _network_error(error: BaseException | None, address: Address, seconds: float) -> ConnectError | None:
     if isinstance(error, TimeoutError):
         return ConnectError(f"{address}: no connection within {seconds} s; is it a broker, and is it reachable?")
     if isinstance(error, ssl.SSLError):

@@ -126,6 +126,8 @@ class Publishing:
             sending = self._spawn(self._send(channel, entry))
             waiting: list[asyncio.Future[Any]] = [sending, lost]
             await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            if entry.future in self._pending:  # no verdict: the channel is going, though we may not know it yet
+                await lost
             if lost.done():
                 if isinstance(lost.result(), aiormq.exceptions.AMQPChannelError):
                     self._resolve(entry, Verdict(VerdictKind.REFUSED, str(lost.result())))

@@ -83,6 +83,7 @@ class RabbitTransport:
         target, properties = outgoing.exchange or outgoing.key, outgoing.properties
         if outgoing.exchange:
             ladder.check_key(units, outgoing.key)
+            ladder.exchange_destination(target, self._names)  # raises, here and now, if the name can't be one
             key = ladder.key_to_exchange(units, self._names(target))
             properties = replace(properties, headers={**properties.headers, "CC": [outgoing.key]})
         else:
