@@ -64,7 +64,7 @@ def test_a_suspect_copy_is_marked_and_a_retry_copy_of_it_is_not() -> None:
 def test_a_dead_letter_can_be_read_back() -> None:
     """What was written about a failure is what is read."""
     try:
-        raise ValueError("odd")  # noqa: TRY301
+        raise ValueError("odd")
     except ValueError as error:
         about = describe(error)
     dead = DeadMessage(message=MESSAGE, queue="q", reason="failed", attempt=2, **about)

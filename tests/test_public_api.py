@@ -7,12 +7,41 @@ import sys
 import eventpipe
 from eventpipe import testing
 
-NAMES = """
-AccessRefused Binding Codec ConfigurationError ConnectError Consumer ConsumerHealth DeadMessage Disconnected EventPipe
-EventPipeError Exchange Health InvalidMessage Message Options Properties PublishError PublishManyError PublishTimeout
-Publisher Queue Receipt Refused Reject Retry RetryAfter Topology TopologyError TopologyMismatch TopologyMissing
-Unroutable log_context
-""".split()
+NAMES = [
+    "AccessRefused",
+    "Binding",
+    "Codec",
+    "ConfigurationError",
+    "ConnectError",
+    "Consumer",
+    "ConsumerHealth",
+    "DeadMessage",
+    "Disconnected",
+    "EventPipe",
+    "EventPipeError",
+    "Exchange",
+    "Health",
+    "InvalidMessage",
+    "Message",
+    "Options",
+    "Properties",
+    "PublishError",
+    "PublishManyError",
+    "PublishTimeout",
+    "Publisher",
+    "Queue",
+    "Receipt",
+    "Refused",
+    "Reject",
+    "Retry",
+    "RetryAfter",
+    "Topology",
+    "TopologyError",
+    "TopologyMismatch",
+    "TopologyMissing",
+    "Unroutable",
+    "log_context",
+]
 
 
 def test_the_names_are_these() -> None:

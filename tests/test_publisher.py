@@ -1,11 +1,11 @@
 """What can be published, and what each failure is told as."""
 
 import asyncio
-from typing import Any
+from typing import Any, NotRequired
 
 import pytest
 from pydantic import BaseModel
-from typing_extensions import NotRequired, TypedDict
+from typing_extensions import TypedDict
 
 from eventpipe import (
     ConfigurationError,

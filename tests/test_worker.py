@@ -20,7 +20,8 @@ from eventpipe.copies import ERROR_TYPE, REASON, TRACEBACK
 from eventpipe.handler import plan
 from eventpipe.message import ATTEMPT, EXPIRES, SUSPECT
 from eventpipe.transports.base import CONFIRMED, Fault, Verdict, VerdictKind
-from eventpipe.worker import Surroundings, Work, Worker
+from eventpipe.work import Surroundings, Work
+from eventpipe.worker import Worker
 
 QUEUE = Queue("orders")
 

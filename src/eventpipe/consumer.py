@@ -11,7 +11,7 @@ from .message import DeadMessage, Message
 from .publisher import Publisher
 from .retry import Retry
 from .routing import Queue
-from .worker import Work
+from .work import Work
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])

@@ -22,7 +22,8 @@ from .retry import Decision, Retry
 from .routing import Exchange, Queue, Topology, topology
 from .transports.base import Transport, TransportState
 from .transports.select import is_memory, open_transport
-from .worker import Surroundings, Worker
+from .work import Surroundings
+from .worker import Worker
 
 T = TypeVar("T")
 

@@ -4,12 +4,12 @@ import asyncio
 from typing import Any
 
 import pytest
+from tests.support import eventually
 
 from eventpipe import ConfigurationError, Exchange, Properties, Queue, TopologyMismatch, TopologyMissing
 from eventpipe.errors import InvalidMessage, TopologyError
 from eventpipe.routing import Topology, topology
 from eventpipe.transports.base import CONFIRMED, Delivery, Outgoing, Subscription, Transport, VerdictKind
-from tests.support import eventually
 
 
 class Inbox:
@@ -383,7 +383,7 @@ async def test_delivery_limit(harness: Any) -> None:
 
 
 async def test_declaring_again_is_fine_and_a_difference_is_named(harness: Any) -> None:
-    """The same declaration twice is nothing; another argument names object, argument and both values, and harms nobody."""
+    """The same declaration twice is nothing; a difference is named with both values, and harms nobody."""
     transport = await harness.open()
     queue = Queue("q", max_length=5, bind=TOPIC.on("#"))
     await transport.declare(wanted(queue))

@@ -5,11 +5,11 @@ import os
 from collections.abc import Iterator
 
 import pytest
+from tests.faults.conftest import ROUNDS
+from tests.support import eventually
 
 from eventpipe import EventPipe, Message, PublishError, PublishTimeout, Queue, Receipt, Retry
 from eventpipe.testing import RabbitNode
-from tests.faults.conftest import ROUNDS
-from tests.support import eventually
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ async def test_publishing_while_the_broker_is_away(node: RabbitNode) -> None:
     async with pipe:
         await asyncio.to_thread(node.stop_broker)
         await eventually(lambda: not pipe.health().ok)
-        with pytest.raises(PublishTimeout, match="no verdict from the broker within 0.3 s") as caught:
+        with pytest.raises(PublishTimeout, match=r"no verdict from the broker within 0\.3 s") as caught:
             await publisher.publish(1, timeout=0.3)
         assert caught.value.outcome == "not_stored"
         patient = asyncio.create_task(publisher.publish(2, timeout=60.0))

@@ -1,14 +1,16 @@
 """Worker processes that are killed, from outside and by a message."""
 
 import asyncio
+import contextlib
 import os
 import random
 import signal
 from collections import Counter
 
-from eventpipe import EventPipe, Queue
 from tests.faults.conftest import ROUNDS, Workers
 from tests.support import eventually
+
+from eventpipe import EventPipe, Queue
 
 HEAD = """
 import asyncio, os, pathlib
@@ -24,7 +26,10 @@ def note(*words):
 """
 
 FAILING = """
-@pipe.consumer(jobs, concurrency=20, retry=Retry(attempts=3, delay=0.1, jitter=0.0), on_dead_letter=lambda dead: note("dead", dead.message.body.decode()))
+def given_up(dead):
+    note("dead", dead.message.body.decode())
+
+@pipe.consumer(jobs, concurrency=20, retry=Retry(attempts=3, delay=0.1, jitter=0.0), on_dead_letter=given_up)
 async def handle(number: int, message: Message):
     note("pid", os.getpid())
     await asyncio.sleep(0.01)
@@ -75,10 +80,8 @@ def _ended(workers: Workers) -> int:
 
 def _kill(workers: Workers) -> None:
     pid = int(workers.lines("pid")[-1][1])
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
 
 
 async def _is_empty(transport: object, *queues: str) -> bool:

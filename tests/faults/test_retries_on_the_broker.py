@@ -2,11 +2,10 @@
 
 import asyncio
 
-import pytest
+from tests.support import eventually
 
 from eventpipe import EventPipe, Exchange, Message, Queue, Retry
 from eventpipe.testing import running
-from tests.support import eventually
 
 
 async def test_a_retry_reaches_the_failing_queue_only(eventpipe_broker: str) -> None:
@@ -86,7 +85,7 @@ async def test_a_full_queue_does_not_block_anothers_retries(eventpipe_rabbitmq: 
 
 
 async def test_copies_do_not_obey_what_the_publisher_wrote(eventpipe_broker: str) -> None:
-    """A CC header, a forged count and a forged attempt do not travel on with a retry; a foreign expiry is kept, aside."""
+    """A CC header, a forged count and attempt do not travel on with a retry; an expiry is kept, aside."""
     pipe = EventPipe("memory://", name="forged")
     queue, victim = Queue("q"), Queue("victim")
     publisher, _ = pipe.publisher(str, to=queue), pipe.publisher(str, to=victim)

@@ -8,13 +8,18 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from eventpipe import EventPipe, Queue
-from eventpipe.testing import BrokerUnavailable, RabbitNode
-from eventpipe.testing import brokers
 from tests.support import eventually
 
-START = "import sys, time; from eventpipe.testing import RabbitNode; n = RabbitNode.start(); print(n.folder, n.pid, flush=True); time.sleep(99)"
+from eventpipe import EventPipe, Queue
+from eventpipe.testing import BrokerUnavailable, RabbitNode, brokers
+
+START = """
+import time
+from eventpipe.testing import RabbitNode
+node = RabbitNode.start()
+print(node.folder, node.pid, flush=True)
+time.sleep(99)
+"""
 
 
 async def _publish(url: str) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.support import eventually
 
 from eventpipe import ConfigurationError, Exchange, Properties, Queue
 from eventpipe.clock import SystemClock
@@ -18,7 +19,6 @@ from eventpipe.transports.memory import MemoryBroker, MemoryTransport, memory_br
 from eventpipe.transports.memory.broker import UNDELIVERABLE
 from eventpipe.transports.memory.matching import headers_match, topic_matches
 from eventpipe.transports.memory.queue import BURST
-from tests.support import eventually
 
 Q = Queue("q")
 ONLY_Q = topology(queues=[Q])
@@ -419,7 +419,7 @@ TOPICS = [  # each was tried on RabbitMQ 3.10.8
 
 
 @pytest.mark.parametrize(("pattern", "key", "expected"), TOPICS)
-def test_topics(pattern: str, key: str, expected: bool) -> None:  # noqa: FBT001  a column of the table
+def test_topics(pattern: str, key: str, expected: bool) -> None:
     """A binding key matches a routing key, or does not."""
     assert expected is topic_matches(pattern, key)
 
@@ -458,6 +458,6 @@ HEADERS = [  # each was tried on RabbitMQ 3.10.8
 
 
 @pytest.mark.parametrize(("arguments", "headers", "expected"), HEADERS)
-def test_headers(arguments: dict[str, Any], headers: dict[str, Any], expected: bool) -> None:  # noqa: FBT001  a column
+def test_headers(arguments: dict[str, Any], headers: dict[str, Any], expected: bool) -> None:
     """A binding's arguments match a message's headers, or do not."""
     assert expected is headers_match(arguments, headers)

@@ -5,12 +5,14 @@ import random
 import time
 
 import pytest
+from tests.support import eventually
 
-from eventpipe import AccessRefused, ConfigurationError, ConnectError, EventPipe, Queue
+from eventpipe import AccessRefused, ConfigurationError, ConnectError, EventPipe, Exchange, Properties, Queue
 from eventpipe.clock import SystemClock
+from eventpipe.routing import topology
+from eventpipe.transports.base import CONFIRMED, Outgoing
 from eventpipe.transports.rabbitmq import RabbitTransport
 from eventpipe.transports.rabbitmq.address import parse
-from tests.support import eventually
 
 
 @pytest.mark.parametrize(
@@ -111,10 +113,6 @@ async def test_a_name_prefix_separates_tests_on_one_virtual_host(eventpipe_rabbi
         )
         for n in (1, 2)
     )
-    from eventpipe import Exchange, Properties
-    from eventpipe.routing import topology
-    from eventpipe.transports.base import CONFIRMED, Outgoing
-
     exchange = Exchange("x")
     queue = Queue("q", bind=exchange.on("#"), message_ttl=3.0)
     for transport in (one, two):

@@ -36,7 +36,7 @@ def test_too_long() -> None:
 
 @given(units=st.integers(1, (1 << 20) - 1), queue=st.sampled_from(["b", "a.b", "1.0.1", "q.x", "0"]))
 def test_a_key_waits_each_of_its_bits_once(units: int, queue: str) -> None:
-    """Walking the bindings from the first exchange passes exactly the levels of the delay's bits, and ends delivered."""
+    """Walking the bindings from the first exchange passes exactly the levels of the delay's bits."""
     key, waited = ladder.key_to_queue(units, queue), 0
     bindings = ladder.objects().bindings
     exchange = ladder.first_exchange(units)

@@ -114,8 +114,8 @@ def queue_destination(queue: str, names: Callable[[str], str]) -> Topology:
 def exchange_destination(exchange: str, names: Callable[[str], str]) -> Topology:
     """List what lets delayed messages reach an exchange: a queue in front of it, which hands on at once.
 
-    A message that the exchange can't route waits there. Bound to the exchange itself, the ladder's last level would keep
-    it, and thirty-two of them would block the ladder for all. Raises ``ConfigurationError`` if the name is too long.
+    A message that the exchange can't route waits there. Bound to the exchange itself, the ladder's last level would
+    keep it, and thirty-two of them would block the ladder for all. Raises ``ConfigurationError`` for too long a name.
     """
     front = Queue(f"{exchange}.delayed", message_ttl=0, dead_letter_exchange=exchange)
     return Topology(queues=(front,), bindings=((_to("x", names(exchange)), front.name, "queue"),))

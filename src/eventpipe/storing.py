@@ -1,0 +1,107 @@
+"""Store the copies that decisions ask for: a retry, a dead letter, a suspect set aside.
+
+The original is settled by the caller, and only after a copy is confirmed: a crash between the two duplicates the
+message and never loses it.
+"""
+
+import inspect
+
+import structlog
+
+from .clock import sleep
+from .context import current
+from .copies import dead_copy, describe, retry_copy, suspect_copy
+from .handling import Run
+from .message import DeadMessage, Message, Properties
+from .routing import Queue
+from .transports.base import Outgoing, VerdictKind
+from .work import Counts, Surroundings, Work
+
+log = structlog.get_logger("eventpipe")
+
+STORE_AGAIN = (0.1, 10.0)
+"""Seconds between tries to store a copy that the broker does not take: at first, and at most."""
+
+
+class NotStored(Exception):
+    """The transport closed before the broker took a copy; the original stays."""
+
+
+class Storing:
+    """Stores copies, however often it takes; ``trouble`` says what can't be stored at the moment."""
+
+    def __init__(self, work: Work, around: Surroundings, counts: Counts) -> None:
+        self.trouble: str | None = None
+        self._work, self._around, self._counts = work, around, counts
+
+    async def retry(self, message: Message, seconds: float, failure: BaseException | None) -> None:
+        """Store the copy that will be handled next, after ``seconds``."""
+        attempt = message.attempt + 1
+        log.info("retry", seconds=seconds, next_attempt=attempt, error=repr(failure))
+        copy = retry_copy(message, attempt=attempt, now=self._around.clock.time())
+        await self._store(message, self._work.queue, copy, seconds)
+        self._counts.retried += 1
+
+    async def dead_letter(self, message: Message, reason: str, failure: BaseException | None = None) -> None:
+        """Store the dead letter, then tell ``on_dead_letter``."""
+        log.warning("dead-lettered", reason=reason, error=repr(failure) if failure else None)
+        about = {} if failure is None else describe(failure)
+        dead = DeadMessage(
+            message=message, queue=self._work.queue.name, reason=reason, attempt=message.attempt, **about
+        )
+        names = ", ".join(handler.name for handler in self._work.handlers)
+        target = self._work.queue.dead
+        if target is not None:
+            await self._store(message, target, dead_copy(dead, handler=names, now=self._around.clock.time()))
+        self._counts.dead_lettered += 1
+        if self._work.on_dead_letter is None:
+            return
+        try:
+            result = self._work.on_dead_letter(dead)
+            if inspect.isawaitable(result):
+                await result
+        except Exception:
+            log.exception("on_dead_letter failed; the dead letter itself is stored")
+
+    async def set_aside(self, run: Run) -> None:
+        """Move a message that may have killed its process to where it is handled alone; it costs it no attempt.
+
+        Its neighbours were handed out as often as it was: the count alone can't tell which of them did it.
+        """
+        current.set(run.message)
+        log.warning("set aside: handed out repeatedly and never settled", times=run.parcel.delivery.delivery_count)
+        await self._store_suspect(run.message, run.message.attempt)
+        self._counts.set_aside += 1
+
+    async def charge(self, run: Run) -> None:
+        """Charge one attempt to a suspect whose process ended while it was handled alone."""
+        current.set(run.message)
+        if run.message.attempt >= self._work.retry.attempts:
+            reason = f"its process died while it was handled alone, attempt {run.message.attempt}"
+            await self.dead_letter(run.message, reason)
+        else:
+            await self._store_suspect(run.message, run.message.attempt + 1)
+
+    async def _store_suspect(self, message: Message, attempt: int) -> None:
+        suspects = self._work.queue.suspects
+        if suspects is not None:
+            await self._store(message, suspects, suspect_copy(message, attempt=attempt, now=self._around.clock.time()))
+
+    async def _store(self, message: Message, queue: Queue, properties: Properties, seconds: float = 0.0) -> None:
+        """Store a copy, however often it takes: the original stays with the broker until the copy is confirmed."""
+        outgoing = Outgoing(exchange="", key=queue.name, body=message.body, properties=properties)
+        transport = self._around.transport
+        pause, longest = STORE_AGAIN
+        while True:
+            verdict = await (transport.delay(outgoing, seconds) if seconds > 0 else transport.publish(outgoing))
+            if verdict.kind is VerdictKind.CONFIRMED:
+                self.trouble = None
+                return
+            if verdict.kind in (VerdictKind.NOT_SENT, VerdictKind.UNKNOWN):
+                raise NotStored
+            self.trouble = (
+                f"a copy can't be stored in queue {queue.name!r}: {verdict.kind.value} {verdict.reason}".rstrip()
+            )
+            log.error(self.trouble, message_id=message.id)
+            await sleep(self._around.clock, pause)
+            pause = min(2 * pause, longest)
