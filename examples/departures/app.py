@@ -1,6 +1,8 @@
 """The service: a web app that hands departures off, and three consumers that work on them."""
 
 import asyncio
+from collections import Counter
+from typing import ClassVar
 
 from events import ATTEMPTS, Departure, Outcome, failures
 from starlette.applications import Starlette
@@ -17,28 +19,43 @@ statistics = Queue("departures.statistics", bind=departures.on("departure.#"))
 notices = Queue("departures.notices", bind=departures.on("departure.*.late"))
 rebooking = Queue("departures.rebooking", bind=departures.on("departure.*.cancelled"))
 
+
+def routing_key(departure: Departure) -> str:
+    """Say in words what a queue may want to bind to."""
+    return f"departure.{departure.origin}.{departure.fate}"
+
+
 pipe = EventPipe(name="departures")
-departed = pipe.publisher(Departure, to=departures, key=lambda event: f"departure.{event.origin}.{event.fate}")
+departed = pipe.publisher(Departure, to=departures, key=routing_key, id=lambda event: event.id)
 
 
 class Run:
-    """What this run's consumers count; the queues may hold what an earlier run left behind."""
+    """What this run's consumers count; what an earlier run left in a queue is passed over."""
 
     id = ""
     seen = Outcome()
+    passed_over: ClassVar[Counter[str]] = Counter()
+
+
+def ours(departure: Departure, queue: Queue) -> bool:
+    """Tell whether a departure is of this run; count it if it is not."""
+    if departure.run == Run.id:
+        return True
+    Run.passed_over[queue.name] += 1
+    return False
 
 
 @pipe.consumer(statistics, concurrency=100, prefetch=1000)
 async def count(departure: Departure) -> None:
     """Count by carrier and airport: fast."""
-    if departure.run == Run.id:
+    if ours(departure, statistics):
         Run.seen.by_carrier[departure.carrier, departure.origin] += 1
 
 
 @pipe.consumer(notices, concurrency=400)
 async def notify(departure: Departure) -> None:
     """Tell the passengers of a late departure: slow."""
-    if departure.run == Run.id:
+    if ours(departure, notices):
         await asyncio.sleep(SLOW_CALL)
         Run.seen.late += 1
 
@@ -56,7 +73,7 @@ def given_up(dead: DeadMessage) -> None:
 )
 async def rebook(departure: Departure, message: Message) -> None:
     """Rebook the passengers of a cancelled departure: fails now and then, and sometimes always."""
-    if departure.run != Run.id:
+    if not ours(departure, rebooking):
         return
     wrong = failures(departure)
     if wrong < 0:

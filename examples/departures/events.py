@@ -30,6 +30,11 @@ class Departure(BaseModel):
     delay: float | None
 
     @property
+    def id(self) -> str:
+        """The same whenever this departure is sent, so that sending it twice can be noticed."""
+        return f"{self.run}-{self.row}"
+
+    @property
     def fate(self) -> str:
         if self.delay is None:
             return "cancelled"
@@ -59,7 +64,7 @@ def failures(departure: Departure) -> int:
 
 @dataclass(slots=True)
 class Outcome:
-    """What was counted, by the consumers or by the plain loop."""
+    """What was counted, by the consumers or by the plain loop; ``retried`` and ``dead`` are of the rebooking."""
 
     by_carrier: Counter[tuple[str, str]] = field(default_factory=Counter)
     late: int = 0
@@ -68,12 +73,18 @@ class Outcome:
     dead: int = 0
 
     def differences(self, other: "Outcome") -> list[str]:
-        """Name what differs."""
+        """Name each count that differs."""
+        mine, others = self.counts(), other.counts()
         return [
-            f"{name}: {getattr(self, name)} instead of {getattr(other, name)}"
-            for name in self.__slots__
-            if getattr(self, name) != getattr(other, name)
+            f"{name}: {mine.get(name, 0):,} instead of {others.get(name, 0):,}"
+            for name in sorted({*mine, *others})
+            if mine.get(name, 0) != others.get(name, 0)
         ]
+
+    def counts(self) -> dict[str, int]:
+        """Give every count with its name."""
+        carriers = {f"{carrier} from {origin}": count for (carrier, origin), count in self.by_carrier.items()}
+        return {name: getattr(self, name) for name in ("late", "rebooked", "retried", "dead")} | carriers
 
 
 def predict(departures: list[Departure]) -> Outcome:
