@@ -10,6 +10,8 @@ import pytest
 @pytest.fixture
 def rabbit_node(_eventpipe_test_broker: Any) -> Any:
     """The private node that the tests of this process share; for faults that leave it running."""
+    if not hasattr(_eventpipe_test_broker, "node"):
+        pytest.fail("these tests break their broker: unset EVENTPIPE_TEST_URL, so that they start a private node")
     return _eventpipe_test_broker.node
 
 

@@ -8,13 +8,13 @@ import eventpipe
 ROOT = Path(eventpipe.__file__).parent
 LEVELS = [
     {"errors", "version"},
-    {"message", "codec", "routing", "retry", "copies"},
+    {"message", "codec", "routing", "retry", "copies", "wish"},
     {"clock", "context", "handler"},
     {"transports.base"},
     {"intake", "work"},
     {"recall", "unpacking", "handling"},
     {"storing"},
-    {"worker"},
+    {"worker", "outlet"},
     {"publisher"},
     {"consumer"},
     {"transports.memory", "transports.rabbitmq"},
@@ -23,7 +23,7 @@ LEVELS = [
     {""},
     {"testing", "cli"},
 ]
-PURE = {"errors", "message", "codec", "routing", "retry", "copies"}
+PURE = {"errors", "message", "codec", "routing", "retry", "copies", "wish"}
 IMPURE_MODULES = {"asyncio", "time", "random", "secrets", "logging", "structlog", "socket", "threading", "os"}
 AMQP = {"aio_pika", "aiormq", "pamqp", "yarl"}
 

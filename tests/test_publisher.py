@@ -189,7 +189,7 @@ async def test_a_blocked_broker_is_named_in_the_timeout() -> None:
 
 async def test_the_window_bounds_what_is_unconfirmed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond the window, publishes wait for room within their timeout; cancelled ones give theirs back."""
-    monkeypatch.setattr("eventpipe.publisher.Window.__init__.__defaults__", (4, 1000))
+    monkeypatch.setattr("eventpipe.outlet.Window.__init__.__defaults__", (4, 1000))
     pipe = EventPipe("memory://", name="window")
     publisher = pipe.publisher(int, to=queue)
     async with pipe:

@@ -22,8 +22,9 @@ from .errors import (
     Unroutable,
 )
 from .message import DeadMessage, Message, Properties
+from .outlet import Receipt
 from .pipe import ConsumerHealth, EventPipe, Health, Options
-from .publisher import Publisher, Receipt
+from .publisher import Publisher
 from .retry import Retry
 from .routing import Binding, Exchange, Queue, Topology
 from .version import VERSION

@@ -17,11 +17,13 @@ from .context import configure_unless_configured
 from .errors import ConfigurationError
 from .handler import UNSTATED
 from .message import DeadMessage, Message
-from .publisher import PUBLISH_TIMEOUT, Outlet, Publisher, Wish, make_publisher
+from .outlet import Outlet
+from .publisher import Publisher, make_publisher
 from .retry import Decision, Retry
 from .routing import Exchange, Queue, Topology, topology
 from .transports.base import Transport, TransportState
 from .transports.select import is_memory, open_transport
+from .wish import PUBLISH_TIMEOUT, Wish
 from .work import Surroundings
 from .worker import Worker
 

@@ -98,3 +98,35 @@ async def test_a_frozen_broker(node: RabbitNode) -> None:
             node.unpause()
         await publisher.publish(3, timeout=20.0)
         await eventually(lambda: {1, 3} <= set(seen), within=20)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # aiormq's own, when a socket dies
+async def test_a_memory_alarm(node: RabbitNode) -> None:
+    """While the broker blocks publishers, health and the timeout say so, and consumers go on and settle."""
+    pipe = EventPipe(node.create_vhost(), name="alarm")
+    queue, seen = Queue("jobs"), []
+    publisher = pipe.publisher(int, to=queue)
+    release = asyncio.Event()
+
+    @pipe.consumer(queue, concurrency=1)
+    async def handle(number: int) -> None:
+        await release.wait()
+        seen.append(number)
+
+    async with pipe, pipe.consuming():
+        await publisher.publish_many(range(10))
+        await asyncio.to_thread(node.ctl, "set_vm_memory_high_watermark", "absolute", "1MB")
+        try:
+            with pytest.raises(PublishTimeout, match="blocked publishing"):
+                while True:  # the alarm takes a moment to reach the connection
+                    await publisher.publish(99, timeout=1.0)
+            assert pipe.health().transport.blocked
+            assert not pipe.health().ok
+            release.set()
+            await eventually(lambda: set(range(10)) <= set(seen))
+            await eventually(lambda: pipe.health().consumers[0].unsettled == 0)
+        finally:
+            await asyncio.to_thread(node.ctl, "set_vm_memory_high_watermark", "absolute", "1GB")
+        await publisher.publish(100, timeout=20.0)
+        await eventually(lambda: 100 in seen)
+        assert pipe.health().ok

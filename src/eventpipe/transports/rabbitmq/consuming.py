@@ -15,7 +15,7 @@ from ...routing import Queue
 from ..base import ConsumerState, Delivery, OnLost, Sink
 from .acks import Acks
 from .declaring import Names
-from .failures import LOST
+from .failures import LOST, aiormq_calls
 from .link import BACKOFF, CLOSE_TIMEOUT, RPC_TIMEOUT, Link, close_channel
 from .properties import from_wire
 
@@ -132,19 +132,21 @@ class RabbitSubscription:
         if self.redeclare is not None and self._queue.declare:
             try:
                 await self.redeclare()
-            except (TopologyError, ConnectError) as error:
+            except LOST as error:  # whatever it is, this task has to go on
                 self._error = str(error)
 
     async def _open(self) -> None:
         channel = await self._link.channel()
         try:
             underlay = await channel.get_underlay_channel()
+            # A fresh tag each time: 3.10 confuses the deliveries of a tag that is used again.
+            tag = f"eventpipe-{secrets.token_hex(8)}"
             async with asyncio.timeout(RPC_TIMEOUT):
-                await underlay.basic_qos(prefetch_count=self._prefetch)
-                self._begin(channel, underlay)
-                # A fresh tag each time: 3.10 confuses the deliveries of a tag that is used again.
-                tag = f"eventpipe-{secrets.token_hex(8)}"
-                await underlay.basic_consume(self._names(self._queue.name), self._receiver(underlay), consumer_tag=tag)
+                with aiormq_calls():
+                    await underlay.basic_qos(prefetch_count=self._prefetch)
+                    self._begin(channel, underlay)
+                    receive = self._receiver(underlay)
+                    await underlay.basic_consume(self._names(self._queue.name), receive, consumer_tag=tag)
         except BaseException:
             self._channel = self._underlay = None
             self._lost.set()
@@ -215,10 +217,11 @@ class RabbitSubscription:
                 given_back, nacks[:] = list(nacks), []
                 if not todo and not given_back:
                     break
-                for tag, multiple in todo:
-                    await underlay.basic_ack(tag, multiple=multiple, wait=False)
-                for tag, multiple in given_back:
-                    await underlay.basic_nack(tag, multiple=multiple, requeue=True, wait=False)
+                with aiormq_calls():
+                    for tag, multiple in todo:
+                        await underlay.basic_ack(tag, multiple=multiple, wait=False)
+                    for tag, multiple in given_back:
+                        await underlay.basic_nack(tag, multiple=multiple, requeue=True, wait=False)
         except LOST:
             pass  # the channel is gone, and its epoch with it
         finally:

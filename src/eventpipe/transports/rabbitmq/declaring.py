@@ -9,7 +9,7 @@ from aiormq.abc import AbstractChannel
 
 from ...errors import ConnectError, TopologyError
 from ...routing import Exchange, Queue, Topology
-from .failures import LOST, topology_error
+from .failures import LOST, aiormq_calls, topology_error
 from .link import RPC_TIMEOUT, Link
 
 Names = Callable[[str], str]
@@ -62,7 +62,8 @@ async def _do(channel: AbstractChannel, todo: list[Step], link: Link) -> Topolog
         step = todo.pop(0)
         try:
             async with asyncio.timeout(RPC_TIMEOUT):
-                await step.call(channel)
+                with aiormq_calls():
+                    await step.call(channel)
         except LOST as error:
             if not link.connected:
                 raise ConnectError(f"the connection was lost while declaring {step.name!r}") from error

@@ -1,8 +1,11 @@
 """Where errors of aiormq, aio-pika and the operating system become eventpipe's."""
 
+import asyncio
+import contextlib
 import re
 import socket
 import ssl
+from collections.abc import Iterator
 
 import aiormq.exceptions as aiormq_errors
 
@@ -18,6 +21,22 @@ LOST: tuple[type[BaseException], ...] = (
     Exception,  # aiormq ends futures with a bare Exception() when a socket closes between two frames
 )
 """What a call on a lost channel or connection may raise; it means "gone", whatever it is."""
+
+
+@contextlib.contextmanager
+def aiormq_calls() -> Iterator[None]:
+    """Turn a cancellation that nobody asked for into a lost connection.
+
+    aiormq cancels whoever waits on a connection that it finds stuck; taken at its word, that would end our own tasks.
+    """
+    try:
+        yield
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        raise ConnectionResetError("the client library gave the connection up") from error
+
 
 _INEQUIVALENT = re.compile(
     r"inequivalent arg '(?P<argument>[^']*)' for (?P<kind>exchange|queue) '(?P<name>[^']*)' in vhost '[^']*': "

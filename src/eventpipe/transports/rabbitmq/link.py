@@ -10,9 +10,9 @@ from aio_pika.connection import Connection
 from yarl import URL
 
 from ...clock import Chance
-from ...errors import AccessRefused, ConnectError
+from ...errors import AccessRefused, ConfigurationError, ConnectError
 from .address import Address
-from .failures import LOST, connect_error
+from .failures import LOST, aiormq_calls, connect_error
 
 BACKOFF = (0.05, 0.5)
 """Seconds between tries while the broker is down or restarting: at first, and at most. Jitter comes on top."""
@@ -84,7 +84,8 @@ class Link:
             raise aiormq.exceptions.ChannelInvalidStateError("not connected")
         channel = self._connection.channel(publisher_confirms=confirms, on_return_raises=confirms)
         async with asyncio.timeout(RPC_TIMEOUT):
-            await channel.initialize()
+            with aiormq_calls():
+                await channel.initialize()
         return channel  # type: ignore[return-value]  # aio-pika types it as its abstract class
 
     @contextlib.asynccontextmanager
@@ -114,7 +115,7 @@ class Link:
             except AccessRefused as error:
                 self.error = str(error)
                 first, longest = REFUSED_BACKOFF
-            except ConnectError as error:
+            except (ConnectError, ConfigurationError) as error:  # a certificate file may have gone meanwhile
                 self.error = str(error)
             pause = min(max(first, 2 * pause), longest)
             await asyncio.sleep(pause * (0.75 + self._chance.random() / 2))
@@ -137,18 +138,14 @@ class Link:
         connection = Connection(URL(address.aiormq_url(self._name), encoded=True), ssl_context=address.tls())
         try:
             async with asyncio.timeout(address.timeout):
-                await connection.connect()
+                with aiormq_calls():
+                    await connection.connect()
         except LOST as error:
             await _close_quietly(connection)
             raise connect_error(error, address, address.timeout) from error
-        except asyncio.CancelledError as error:
+        except asyncio.CancelledError:
             await _close_quietly(connection)
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                raise
-            raise connect_error(
-                TimeoutError(), address, address.timeout
-            ) from error  # aiormq's own, nobody asked for it
+            raise
         closed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
         def on_close(_connection: object, error: BaseException | None) -> None:
@@ -172,10 +169,12 @@ async def close_channel(channel: Channel) -> None:
     """Close a channel, which may be dead already, in bounded time."""
     with contextlib.suppress(*LOST):
         async with asyncio.timeout(CLOSE_TIMEOUT):
-            await channel.close()
+            with aiormq_calls():
+                await channel.close()
 
 
 async def _close_quietly(connection: Connection) -> None:
     with contextlib.suppress(*LOST):
         async with asyncio.timeout(CLOSE_TIMEOUT):
-            await connection.close()
+            with aiormq_calls():
+                await connection.close()

@@ -12,7 +12,7 @@ from aiormq.abc import AbstractChannel
 
 from ..base import CONFIRMED, Outgoing, Verdict, VerdictKind
 from .declaring import Names
-from .failures import LOST, missing_exchange, refused_exchange
+from .failures import LOST, aiormq_calls, missing_exchange, refused_exchange
 from .link import BACKOFF, Link, close_channel
 from .properties import to_wire
 
@@ -172,25 +172,21 @@ class Publishing:
     async def _verdict(self, channel: Any, outgoing: Outgoing) -> Verdict | None:
         """Publish on a channel and give the broker's verdict; ``None`` when the channel was lost before."""
         try:
-            await channel.basic_publish(
-                outgoing.body,
-                exchange=self._names(outgoing.exchange) if outgoing.exchange else "",
-                routing_key=outgoing.key if outgoing.exchange else self._names(outgoing.key),
-                properties=to_wire(outgoing.properties),
-                mandatory=outgoing.mandatory,
-                wait=False,
-            )
+            with aiormq_calls():
+                await channel.basic_publish(
+                    outgoing.body,
+                    exchange=self._names(outgoing.exchange) if outgoing.exchange else "",
+                    routing_key=outgoing.key if outgoing.exchange else self._names(outgoing.key),
+                    properties=to_wire(outgoing.properties),
+                    mandatory=outgoing.mandatory,
+                    wait=False,
+                )
         except aiormq.exceptions.PublishError as error:
             return Verdict(VerdictKind.UNROUTABLE, str(getattr(error.frame, "reply_text", "")))
         except aiormq.exceptions.DeliveryError:
             return Verdict(VerdictKind.REFUSED, "the broker answered basic.nack")
         except _UNENCODABLE as error:
             return Verdict(VerdictKind.REFUSED, f"it can't be encoded: {error}")
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                raise
-            return None  # aiormq cancels what waits on a stuck connection, though nobody asked for it
         except LOST:
             return None
         return CONFIRMED

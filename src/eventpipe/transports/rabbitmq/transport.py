@@ -17,8 +17,8 @@ from . import ladder
 from .address import parse
 from .consuming import RabbitSubscription
 from .declaring import carry_out, steps
-from .failures import LOST
-from .link import BACKOFF, CLOSE_TIMEOUT, RPC_TIMEOUT, Link
+from .failures import LOST, aiormq_calls
+from .link import BACKOFF, RPC_TIMEOUT, Link
 from .publishing import Publishing
 
 
@@ -106,7 +106,8 @@ class RabbitTransport:
         try:
             async with self._consuming.throwaway() as channel, asyncio.timeout(RPC_TIMEOUT):
                 underlay = await channel.get_underlay_channel()
-                found = await underlay.queue_declare(self._names(queue), passive=True)
+                with aiormq_calls():
+                    found = await underlay.queue_declare(self._names(queue), passive=True)
                 return found.message_count or 0
         except aiormq.exceptions.ChannelNotFoundEntity as error:
             raise TopologyMissing(f"queue {queue!r} does not exist") from error
@@ -128,8 +129,7 @@ class RabbitTransport:
         for subscription in self._subscriptions:
             await subscription.close()
         await self._publishing.close()
-        async with asyncio.timeout(4 * CLOSE_TIMEOUT):
-            await asyncio.gather(self._publishing_link.close(), self._consuming.close())
+        await asyncio.gather(self._publishing_link.close(), self._consuming.close())
 
     # --- names, the ladder, and what is ours
 
