@@ -44,6 +44,9 @@ class PushSubscription:
         self.settled += [(epoch, tag) for tag in tags]
         return True
 
+    async def flush(self) -> None:
+        """Nothing to do: it is written at once."""
+
     def pause(self) -> None:
         self.paused = True
 

@@ -60,6 +60,11 @@ class Intake:
             return False
         return self._subscription.settle(delivery.epoch, (delivery.tag,))
 
+    async def flush(self) -> None:
+        """Wait until the broker has what was settled."""
+        if self._subscription is not None:
+            await self._subscription.flush()
+
     def pause(self) -> None:
         """Take no more pushes, and forget what waits: closing gives it back."""
         if self._subscription is not None:

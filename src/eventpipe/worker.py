@@ -155,6 +155,8 @@ class Worker:
             self._ready.append(Run(parcel, self._message(parcel), self._storing.charge))
         else:
             self._alone = deque(self._runs(parcel))
+            for run in self._alone:
+                run.work = self._handle_alone
 
     def _was_here(self, parcel: Parcel) -> bool:
         """Settle a redelivery whose work is done; hand one whose work still runs to that work."""
@@ -234,6 +236,11 @@ class Worker:
             self._alone = None
         settled = parcel.intake.settle(parcel.delivery)
         self._recall.concluded(parcel, settled=settled, now=self._around.clock.monotonic())
+
+    async def _handle_alone(self, run: Run) -> None:
+        """Handle a suspect with nothing unsettled behind it: if it ends the process, nothing else is to come again."""
+        await self._main.flush()
+        await self._handle(run)
 
     async def _handle(self, run: Run) -> None:
         """Handle one event, and carry out what was decided. A crash in here repeats the event and never loses it."""

@@ -123,6 +123,10 @@ class Subscription(Protocol):
         """
         ...
 
+    async def flush(self) -> None:
+        """Wait until the broker has what was settled, or the epoch is over; in bounded time."""
+        ...
+
     def pause(self) -> None:
         """Push nothing more to the sink, from now on; the broker keeps counting what it has handed out."""
         ...

@@ -85,6 +85,9 @@ class MemorySubscription:
             self._broker.touch(queue)
         return True
 
+    async def flush(self) -> None:
+        """Nothing to wait for: the broker is here."""
+
     def pause(self) -> None:
         self._set_paused(paused=True)
 

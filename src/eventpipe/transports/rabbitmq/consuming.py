@@ -1,6 +1,7 @@
 """One queue's subscription: its own channel, reopened whenever it is lost, and the acknowledgements written on it."""
 
 import asyncio
+import contextlib
 import secrets
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
@@ -98,9 +99,16 @@ class RabbitSubscription:
             await close_channel(channel)
 
     async def flush(self) -> None:
-        """Write what is settled, in bounded time."""
         if self._flushing is not None:
             await asyncio.wait([self._flushing], timeout=CLOSE_TIMEOUT)
+        underlay = self._underlay
+        if underlay is None:
+            return
+        with contextlib.suppress(*LOST):
+            async with asyncio.timeout(RPC_TIMEOUT):
+                with aiormq_calls():
+                    # An answer to anything means that the broker has seen what was written before it.
+                    await underlay.basic_qos(prefetch_count=self._prefetch)
 
     def connection_lost(self, reason: str) -> None:
         """End the epoch: nothing of it can be settled any more."""
