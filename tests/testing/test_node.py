@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -12,14 +11,6 @@ from tests.support import eventually
 
 from eventpipe import EventPipe, Queue
 from eventpipe.testing import BrokerUnavailable, RabbitNode, brokers
-
-START = """
-import time
-from eventpipe.testing import RabbitNode
-node = RabbitNode.start()
-print(node.folder, node.pid, flush=True)
-time.sleep(99)
-"""
 
 
 async def _publish(url: str) -> None:
@@ -48,16 +39,6 @@ async def test_a_node_keeps_its_data_over_a_kill_and_leaves_nothing_behind() -> 
 
 async def _depth_is_one(pipe: EventPipe) -> bool:
     return await pipe._session.transport.depth("q") == 1
-
-
-async def test_a_node_ends_with_its_owner() -> None:
-    """When the process that started a node is killed, the node and its folder go as well."""
-    process = await asyncio.create_subprocess_exec(sys.executable, "-c", START, stdout=asyncio.subprocess.PIPE)
-    folder, pid = (await asyncio.wait_for(process.stdout.readline(), 60)).decode().split()
-    process.send_signal(signal.SIGKILL)
-    await process.wait()
-    await eventually(lambda: not Path(folder).exists(), within=15)
-    await eventually(lambda: _is_gone(int(pid)), within=5)
 
 
 def _is_gone(pid: int) -> bool:

@@ -85,7 +85,8 @@ def _shared_node(shared: Path, owner: int) -> RabbitNode:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if facts.exists():
             known = json.loads(facts.read_text())
-            return RabbitNode(Path(known["folder"]), known["facts"])
+            if Path(known["folder"]).exists():  # else its owner has ended, and it with it
+                return RabbitNode(Path(known["folder"]), known["facts"])
         node = RabbitNode.start(owner=owner)
         facts.write_text(json.dumps({"folder": str(node.folder), "facts": node.facts}))
         return node

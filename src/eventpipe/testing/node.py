@@ -28,6 +28,9 @@ STOP_WITHIN = 15.0
 
 _PLACES = ("/usr/lib/rabbitmq/bin", "/opt/rabbitmq/sbin", "/opt/homebrew/sbin", "/usr/local/sbin")
 
+_ON_LOOPBACK = "-kernel inet_dist_use_interface {127,0,0,1}"
+"""Without it, Erlang's distribution listens on every interface."""
+
 
 class BrokerUnavailable(RuntimeError):
     """There is no RabbitMQ to test with; the text says what to do."""
@@ -74,8 +77,12 @@ class RabbitNode:
         )
         node.facts["keeper"] = keeping.pid
         node._keeping = keeping
-        _until((folder / "keeper.pid").exists, 10.0, node)
-        node.restart()
+        try:
+            _until((folder / "keeper.pid").exists, 10.0, node)
+            node.restart()
+        except BaseException:  # Ctrl-C as well: nobody else knows of the node yet
+            node.stop()
+            raise
         return node
 
     _keeping: "subprocess.Popen[bytes] | None" = None
@@ -92,8 +99,12 @@ class RabbitNode:
 
     def restart(self) -> None:
         """Start the broker, again on the same ports and data, and wait until it serves."""
+        starts = len(list(self.folder.glob("started-*")))
+        ended = self.folder / f"ended-{starts + 1}"
         os.kill(self.facts["keeper"], signal.SIGUSR1)
-        _until(self._serves, START_WITHIN, self)
+        _until(lambda: ended.exists() or self._serves(), START_WITHIN, self)
+        if ended.exists():
+            raise BrokerUnavailable(f"a private RabbitMQ node ended while it started; {_tail(self)}")
 
     def kill(self) -> None:
         """Kill the broker (-9); its data stays for ``restart``."""
@@ -117,12 +128,14 @@ class RabbitNode:
 
     def stop(self) -> None:
         """End the node, its port mapper and its folder; nothing is left when this returns."""
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.facts["keeper"], signal.SIGTERM)
         if self._keeping is not None:
+            self._keeping.terminate()
             self._keeping.wait(STOP_WITHIN)
-        else:
-            _until(lambda: not _lives(self.facts["keeper"]), STOP_WITHIN, self)
+        elif self.folder.exists():  # else it has ended before, and its number may be another process's by now
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.facts["keeper"], signal.SIGTERM)
+            # The folder is the last to go; the keeper itself stays a zombie until the one that started it reaps it.
+            _until(lambda: not self.folder.exists(), STOP_WITHIN, self)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def ctl(self, *arguments: str) -> str:
@@ -201,6 +214,8 @@ def _environment(folder: Path, facts: dict[str, Any], distribution: int) -> dict
         "RABBITMQ_CONFIG_FILE": str(folder / "rabbitmq"),
         "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "plugins"),
         "RABBITMQ_PID_FILE": str(folder / "pid"),
+        "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": _ON_LOOPBACK,
+        "RABBITMQ_CTL_ERL_ARGS": _ON_LOOPBACK,
         "ERL_EPMD_PORT": str(facts["mapper"]),
         "ERL_EPMD_ADDRESS": "127.0.0.1",
     }
@@ -226,9 +241,10 @@ def _until(condition: Any, seconds: float, node: RabbitNode) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
-            logs = [*sorted(node.folder.glob("log/*.log")), node.folder / "output.log"]
-            tail = "\n".join(log.read_text(errors="replace")[-2000:] for log in logs if log.exists())
-            raise BrokerUnavailable(
-                f"a private RabbitMQ node did not do as told within {seconds} s; its log ends:\n{tail}"
-            )
+            raise BrokerUnavailable(f"a private RabbitMQ node did not do as told within {seconds} s; {_tail(node)}")
         time.sleep(0.05)
+
+
+def _tail(node: RabbitNode) -> str:
+    logs = [*sorted(node.folder.glob("log/*.log")), node.folder / "output.log"]
+    return "its log ends:\n" + "\n".join(log.read_text(errors="replace")[-2000:] for log in logs if log.exists())

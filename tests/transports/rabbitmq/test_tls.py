@@ -1,0 +1,58 @@
+"""TLS to a real broker: verified always, by a private CA where one is given."""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from eventpipe import ConnectError, EventPipe, Queue
+from eventpipe.testing import RabbitNode
+from eventpipe.testing.node import _free_ports
+
+OPENSSL = """
+openssl req -x509 -newkey rsa:2048 -nodes -keyout ca.key -out ca.pem -days 2 -subj /CN=test-ca
+openssl req -newkey rsa:2048 -nodes -keyout server.key -out server.csr -subj /CN=server
+printf 'subjectAltName=DNS:localhost' > ext
+openssl x509 -req -in server.csr -CA ca.pem -CAkey ca.key -CAcreateserial -out server.pem -days 2 -extfile ext
+openssl req -newkey rsa:2048 -nodes -keyout client.key -out client.csr -subj /CN=client
+openssl x509 -req -in client.csr -CA ca.pem -CAkey ca.key -CAcreateserial -out client.pem -days 2
+chmod 644 *.key
+"""
+
+
+@pytest.fixture(scope="module")
+def tls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, Path]]:
+    """A node that serves TLS on a port and asks for client certificates; and the folder of the certificates."""
+    folder = tmp_path_factory.mktemp("tls")
+    subprocess.run(["sh", "-ec", OPENSSL], cwd=folder, check=True, capture_output=True)
+    (port,) = _free_ports(1)
+    config = f"""
+listeners.ssl.1 = 127.0.0.1:{port}
+ssl_options.cacertfile = {folder}/ca.pem
+ssl_options.certfile = {folder}/server.pem
+ssl_options.keyfile = {folder}/server.key
+ssl_options.verify = verify_peer
+ssl_options.fail_if_no_peer_cert = true
+"""
+    with RabbitNode.start(config=config, owner=os.getpid()):
+        yield port, folder
+
+
+async def test_tls_is_verified(tls: tuple[int, Path]) -> None:
+    """With the CA and a client certificate it works; without the CA, for another name, or without the client's, it fails."""
+    port, folder = tls
+    given = f"cacertfile={folder}/ca.pem&certfile={folder}/client.pem&keyfile={folder}/client.key"
+    pipe = EventPipe(f"amqps://localhost:{port}?{given}", name="tls")
+    publisher = pipe.publisher(int, to=Queue("q"))
+    async with pipe:
+        await publisher.publish(1)
+    for url, text in (
+        (f"amqps://localhost:{port}", "TLS failed"),
+        (f"amqps://127.0.0.1:{port}?{given}", "TLS failed"),
+        (f"amqps://localhost:{port}?cacertfile={folder}/ca.pem", "amqps://guest@localhost"),
+    ):
+        with pytest.raises(ConnectError, match=text):
+            async with EventPipe(url, name="tls"):
+                pass
