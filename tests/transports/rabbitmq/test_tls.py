@@ -41,7 +41,7 @@ ssl_options.fail_if_no_peer_cert = true
 
 
 async def test_tls_is_verified(tls: tuple[int, Path]) -> None:
-    """With the CA and a client certificate it works; without the CA, for another name, or without the client's, it fails."""
+    """With the CA and a client certificate it works; without the CA, by another name, or without ours, it fails."""
     port, folder = tls
     given = f"cacertfile={folder}/ca.pem&certfile={folder}/client.pem&keyfile={folder}/client.key"
     pipe = EventPipe(f"amqps://localhost:{port}?{given}", name="tls")
