@@ -93,14 +93,13 @@ class RabbitSubscription:
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
-        await self.flush()
-        channel, self._channel = self._channel, None
+        await self._written()
+        channel, self._channel, self._underlay = self._channel, None, None
         if channel is not None:
             await close_channel(channel)
 
     async def flush(self) -> None:
-        if self._flushing is not None:
-            await asyncio.wait([self._flushing], timeout=CLOSE_TIMEOUT)
+        await self._written()
         underlay = self._underlay
         if underlay is None:
             return
@@ -109,6 +108,10 @@ class RabbitSubscription:
                 with aiormq_calls():
                     # An answer to anything means that the broker has seen what was written before it.
                     await underlay.basic_qos(prefetch_count=self._prefetch)
+
+    async def _written(self) -> None:
+        if self._flushing is not None:
+            await asyncio.wait([self._flushing], timeout=CLOSE_TIMEOUT)
 
     def connection_lost(self, reason: str) -> None:
         """End the epoch: nothing of it can be settled any more."""

@@ -126,8 +126,7 @@ class RabbitTransport:
     async def close(self) -> None:
         if not hasattr(self, "_publishing"):
             return
-        for subscription in self._subscriptions:
-            await subscription.close()
+        await asyncio.gather(*(subscription.close() for subscription in self._subscriptions))
         await self._publishing.close()
         await asyncio.gather(self._publishing_link.close(), self._consuming.close())
 
