@@ -17,6 +17,7 @@ from eventpipe.testing.clock import ManualClock
 from eventpipe.transports.base import CONFIRMED, Delivery, Outgoing, VerdictKind
 from eventpipe.transports.memory import MemoryBroker, MemoryTransport, memory_broker
 from eventpipe.transports.memory.broker import UNDELIVERABLE
+from eventpipe.transports.memory.later import Later
 from eventpipe.transports.memory.matching import headers_match, topic_matches
 from eventpipe.transports.memory.queue import BURST
 
@@ -461,3 +462,23 @@ HEADERS = [  # each was tried on RabbitMQ 3.10.8
 def test_headers(arguments: dict[str, Any], headers: dict[str, Any], expected: bool) -> None:
     """A binding's arguments match a message's headers, or do not."""
     assert expected is headers_match(arguments, headers)
+
+
+@given(shift=st.floats(0, 1e9), waits=st.lists(st.floats(0.001, 1e5), min_size=1, max_size=5))
+def test_floats_do_not_set_a_timer_for_ever(shift: float, waits: list[float]) -> None:
+    """Whatever the numbers, a clock that is turned to each next moment comes to an end."""
+    clock, later, rung = ManualClock(), Later(), []
+    clock.advance(shift)
+    later.follow(clock)
+    start = later.now()
+    for wait in waits:
+        later.at(start + wait, lambda: rung.append(1))
+
+    def ring() -> None:
+        while (call := later.pop()) is not None:
+            call()
+
+    for _ in waits:
+        clock.advance(later.next_due() or 0.0)
+        ring()
+    assert len(rung) == len(waits)

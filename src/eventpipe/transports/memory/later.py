@@ -7,6 +7,11 @@ from collections.abc import Callable
 from ...clock import Clock, SystemClock, Timer
 
 
+SAME = 1e-6
+"""Seconds: moments closer than this are the same. Sums of floats differ in their last bits, and a timer that rings a
+bit too early, on a clock turned by hand, would be set again for ever."""
+
+
 class Later:
     """Calls for later, of which one timer at a time knows.
 
@@ -37,7 +42,7 @@ class Later:
 
     def pop(self) -> Callable[[], object] | None:
         """Take off the next call that is due."""
-        if self._calls and self._calls[0][0] <= self.now():
+        if self._calls and self._calls[0][0] <= self.now() + SAME:
             return heapq.heappop(self._calls)[2]
         return None
 
