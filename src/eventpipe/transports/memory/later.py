@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 from ...clock import Clock, SystemClock, Timer
 
-
 SAME = 1e-6
 """Seconds: moments closer than this are the same. Sums of floats differ in their last bits, and a timer that rings a
 bit too early, on a clock turned by hand, would be set again for ever."""
