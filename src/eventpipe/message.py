@@ -28,9 +28,9 @@ def no_headers() -> Mapping[str, Any]:
     return NO_HEADERS
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Properties:
-    """The basic properties of an AMQP 0-9-1 message, as they are on the wire.
+    """The basic properties of an AMQP 0-9-1 message, as they are on the wire; to be read, not changed.
 
     ``expiration`` is text in milliseconds and ``timestamp`` is in whole seconds, as AMQP has them.
     """

@@ -35,11 +35,15 @@ URL_VARIABLE = "EVENTPIPE_URL"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What few pipes change. Times are in seconds, sizes in bytes; ``clock`` and ``chance`` are for simulations."""
+    """What few pipes change. Times are in seconds, sizes in bytes; ``clock`` and ``chance`` are for simulations.
+
+    ``fast=False`` takes the plain path on RabbitMQ: aiormq's public calls only.
+    """
 
     body_limit: int = BODY_LIMIT
     connect_timeout: float = 10.0
     heartbeat: int = 10
+    fast: bool = True
     clock: Clock = field(default_factory=SystemClock)
     chance: Chance = field(default_factory=system_chance)
 
@@ -319,6 +323,7 @@ class EventPipe:
             chance=options.chance,
             connect_timeout=options.connect_timeout,
             heartbeat=options.heartbeat,
+            fast=options.fast,
         )
         return transport if self._wrap is None else self._wrap(transport)
 

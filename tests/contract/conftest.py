@@ -38,14 +38,16 @@ class MemoryHarness:
 class RabbitHarness:
     """Opens transports in one virtual host of a real broker, and breaks their connections."""
 
-    def __init__(self, url: str, node: Any) -> None:
-        self.name = "rabbitmq"
+    def __init__(self, url: str, node: Any, *, fast: bool) -> None:
+        self.name, self.fast = "rabbitmq", fast
         self.url, self.node = url, node
         self.vhost = url.rpartition("/")[2]
         self.opened: list[Transport] = []
 
     async def open(self) -> Transport:
-        transport: Transport = RabbitTransport([self.url], name="test", clock=SystemClock(), chance=random.Random(1))
+        transport: Transport = RabbitTransport(
+            [self.url], name="test", clock=SystemClock(), chance=random.Random(1), fast=self.fast
+        )
         await transport.connect()
         self.opened.append(transport)
         return transport
@@ -63,7 +65,7 @@ class RabbitHarness:
         self.node.api("DELETE", f"queues/{self.vhost}/{name}")
 
 
-@pytest.fixture(params=["memory", "rabbitmq"])
+@pytest.fixture(params=["memory", "rabbitmq", "rabbitmq-plain"])
 async def harness(request: pytest.FixtureRequest) -> AsyncIterator[Any]:
     """A harness around each kind of transport; what a test opened is closed after it."""
     made: Any
@@ -71,7 +73,7 @@ async def harness(request: pytest.FixtureRequest) -> AsyncIterator[Any]:
         made = MemoryHarness()
     else:
         url = request.getfixturevalue("eventpipe_rabbitmq")
-        made = RabbitHarness(url, request.getfixturevalue("rabbit_node"))
+        made = RabbitHarness(url, request.getfixturevalue("rabbit_node"), fast=request.param == "rabbitmq")
     made.differences = DIFFERENCES[request.param]
     yield made
     for transport in made.opened:

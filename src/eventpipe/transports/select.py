@@ -15,7 +15,7 @@ def is_memory(url: str) -> bool:
 
 
 def open_transport(
-    urls: Sequence[str], *, name: str, clock: Clock, chance: Chance, connect_timeout: float, heartbeat: int
+    urls: Sequence[str], *, name: str, clock: Clock, chance: Chance, connect_timeout: float, heartbeat: int, fast: bool
 ) -> Transport:
     """Make the transport of these URLs, unconnected. Raises ``ConfigurationError``."""
     if not urls or not all(isinstance(url, str) and url for url in urls):
@@ -23,5 +23,5 @@ def open_transport(
     if all(map(is_memory, urls)) and len(urls) == 1:
         return MemoryTransport(memory_broker(urls[0]), clock=clock)
     return RabbitTransport(
-        urls, name=name, clock=clock, chance=chance, connect_timeout=connect_timeout, heartbeat=heartbeat
+        urls, name=name, clock=clock, chance=chance, connect_timeout=connect_timeout, heartbeat=heartbeat, fast=fast
     )

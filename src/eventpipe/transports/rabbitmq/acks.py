@@ -11,35 +11,50 @@ class Acks:
     """
 
     def __init__(self) -> None:
-        self._prefix = 0  # all tags up to here are settled and written
+        self._prefix = 0  # all tags up to here are settled
+        self._below: list[int] = []  # of the prefix, those that are not written
         self._settled: set[int] = set()  # beyond the prefix, written or not
-        self._unwritten: set[int] = set()
+        self._beyond: set[int] = set()  # beyond the prefix, not written
+
+    @property
+    def unwritten(self) -> int:
+        """How many settled tags the broker has not been told of."""
+        return len(self._below) + len(self._beyond)
 
     def settle(self, tags: Iterable[int], *, multiple: bool = False) -> None:
         """Note settled tags; with ``multiple`` all up to the highest."""
         if multiple:
             tags = range(self._prefix + 1, max(tags) + 1)
-        fresh = [tag for tag in tags if tag > self._prefix and tag not in self._settled]
-        self._settled.update(fresh)
-        self._unwritten.update(fresh)
+        for tag in tags:
+            if tag == self._prefix + 1:
+                self._prefix = tag
+                self._below.append(tag)
+            elif tag > self._prefix:
+                if tag not in self._settled:
+                    self._settled.add(tag)
+                    self._beyond.add(tag)
+        self._advance()
 
     def written(self, tags: Iterable[int], *, multiple: bool = False) -> None:
         """Note tags that are given back to the broker; what was settled before stays to be acknowledged."""
-        before = set(self._unwritten)
+        before = {*self._below, *self._beyond}
         self.settle(tags, multiple=multiple)
-        self._unwritten &= before
+        self._below = [tag for tag in self._below if tag in before]
+        self._beyond &= before
 
     def take(self) -> list[tuple[int, bool]]:
         """Give the acknowledgements to write now, as (tag, multiple), and count them as written."""
-        if not self._unwritten:
-            return []
-        prefix = self._prefix
-        while prefix + 1 in self._settled:
-            prefix += 1
-        below = [tag for tag in self._unwritten if tag <= prefix]
-        single = sorted(tag for tag in self._unwritten if tag > prefix)
-        self._settled.difference_update(range(self._prefix + 1, prefix + 1))
-        self._prefix = prefix
-        self._unwritten.clear()
-        first = [(max(below), len(below) > 1)] if below else []
-        return first + [(tag, False) for tag in single]
+        acks = [(self._below[-1], len(self._below) > 1)] if self._below else []
+        acks += [(tag, False) for tag in sorted(self._beyond)]
+        self._below.clear()
+        self._beyond.clear()
+        return acks
+
+    def _advance(self) -> None:
+        """Let the prefix grow over what was settled out of order."""
+        while self._settled and self._prefix + 1 in self._settled:
+            self._prefix += 1
+            self._settled.discard(self._prefix)
+            if self._prefix in self._beyond:
+                self._beyond.discard(self._prefix)
+                self._below.append(self._prefix)

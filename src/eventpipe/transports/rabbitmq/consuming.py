@@ -5,20 +5,18 @@ import contextlib
 import secrets
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
 
 import aiormq.exceptions
 from aio_pika import Channel
-from aiormq.abc import AbstractChannel, DeliveredMessage
+from aiormq.abc import AbstractChannel
 
 from ...errors import ConnectError, TopologyError, TopologyMissing
 from ...routing import Queue
 from ..base import ConsumerState, Delivery, OnLost, Sink
 from .acks import Acks
-from .declaring import Names
 from .failures import LOST, aiormq_calls
-from .link import BACKOFF, CLOSE_TIMEOUT, RPC_TIMEOUT, Link, close_channel
-from .properties import from_wire
+from .hot import Deliveries, Feed, Names
+from .link import BACKOFF, RPC_TIMEOUT, Link, close_channel
 
 
 class RabbitSubscription:
@@ -32,13 +30,15 @@ class RabbitSubscription:
         self._sink, self._on_lost = sink, on_lost
         self._channel: Channel | None = None
         self._underlay: AbstractChannel | None = None
+        self._deliveries: Deliveries | None = None
         self._acks, self._nacks = Acks(), list[tuple[int, bool]]()
         self._held: deque[Delivery] = deque()
         self._paused = self._closed = False
         self._lost = asyncio.Event()
         self._consuming = False
         self._error: str | None = None
-        self._flushing: asyncio.Task[None] | None = None
+        self._flush_at = max(1, prefetch // 2)
+        self._flushing: asyncio.Handle | None = None
         self._task: asyncio.Task[None] | None = None
 
     @property
@@ -76,9 +76,22 @@ class RabbitSubscription:
             self._acks.written(tags, multiple=multiple)
         else:
             self._acks.settle(tags, multiple=multiple)
-        if self._flushing is None:
-            self._flushing = asyncio.create_task(self._flush(self._underlay))
+        if self._acks.unwritten >= self._flush_at:
+            self._write()
+        elif self._flushing is None:
+            self._flushing = asyncio.get_running_loop().call_soon(self._write)
         return True
+
+    def _write(self) -> None:
+        """Write what is settled, as few acknowledgements as can be."""
+        if self._flushing is not None:
+            self._flushing.cancel()
+            self._flushing = None
+        if self._deliveries is None:
+            return
+        acks, (given_back, self._nacks) = self._acks.take(), (self._nacks, [])
+        if acks or given_back:
+            self._deliveries.acknowledge(acks, given_back)
 
     def pause(self) -> None:
         self._paused = True
@@ -95,8 +108,11 @@ class RabbitSubscription:
             await asyncio.wait([self._task])
         await self._written()
         channel, self._channel, self._underlay = self._channel, None, None
+        deliveries, self._deliveries = self._deliveries, None
         if channel is not None:
             await close_channel(channel)
+        if deliveries is not None:
+            deliveries.close()
 
     async def flush(self) -> None:
         await self._written()
@@ -110,14 +126,18 @@ class RabbitSubscription:
                     await underlay.basic_qos(prefetch_count=self._prefetch)
 
     async def _written(self) -> None:
-        if self._flushing is not None:
-            await asyncio.wait([self._flushing], timeout=CLOSE_TIMEOUT)
+        self._write()
+        if self._deliveries is not None:
+            await self._deliveries.written()
 
     def connection_lost(self, reason: str) -> None:
         """End the epoch: nothing of it can be settled any more."""
         if self._channel is None or self._closed:
             return
         self._channel = self._underlay = None
+        if self._deliveries is not None:
+            self._deliveries.close()
+            self._deliveries = None
         self._consuming = False
         self._error = reason
         self._held.clear()
@@ -155,86 +175,37 @@ class RabbitSubscription:
             async with asyncio.timeout(RPC_TIMEOUT):
                 with aiormq_calls():
                     await underlay.basic_qos(prefetch_count=self._prefetch)
-                    self._begin(channel, underlay)
-                    receive = self._receiver(underlay)
-                    await underlay.basic_consume(self._names(self._queue.name), receive, consumer_tag=tag)
+                    deliveries = self._begin(channel, underlay)
+                    await deliveries.consume(self._names(self._queue.name), tag)
         except BaseException:
-            self._channel = self._underlay = None
+            self._channel = self._underlay = self._deliveries = None
             self._lost.set()
             await close_channel(channel)
             raise
         if channel is self._channel:  # unless it was lost again meanwhile
             self._consuming, self._error = True, None
 
-    def _begin(self, channel: Channel, underlay: AbstractChannel) -> None:
+    def _begin(self, channel: Channel, underlay: AbstractChannel) -> Deliveries:
         self.epoch += 1
         self._channel, self._underlay = channel, underlay
-        self._acks, self._nacks, self._flushing = Acks(), [], None
+        self._acks, self._nacks = Acks(), []
         self._lost.clear()
         channel.close_callbacks.add(lambda _channel, error: self._ended(channel, f"channel closed: {error}"))
         underlay.on_consumer_cancel_callbacks.add(
             lambda _frame: self._ended(channel, "the broker cancelled the consumer: was the queue deleted?")
         )
+        feed = Feed(self.epoch, self._names(""), self._queue.kind == "quorum", self._received)
+        self._deliveries = self._link.deliveries(underlay, feed)
+        return self._deliveries
 
     def _ended(self, channel: Channel, reason: str) -> None:
         if channel is self._channel:
             self.connection_lost(f"queue {self._queue.name!r}: {reason}")
 
-    def _receiver(self, underlay: AbstractChannel) -> Callable[[DeliveredMessage], Any]:
-        epoch = self.epoch
-
-        def receive(message: DeliveredMessage) -> None:
-            if underlay is not self._underlay:
-                return  # an epoch that is over: it comes again
-            delivery = self._delivery(message, epoch)
-            if self._paused:
-                self._held.append(delivery)
-            else:
-                self._sink(delivery)
-
-        return receive
-
-    def _delivery(self, message: DeliveredMessage, epoch: int) -> Delivery:
-        frame: Any = message.delivery
-        properties = from_wire(message.header.properties)
-        prefix = self._names("")
-        return Delivery(
-            frame.delivery_tag,
-            epoch,
-            message.body,
-            properties,
-            frame.exchange.removeprefix(prefix),
-            frame.routing_key.removeprefix(prefix) if not frame.exchange else frame.routing_key,
-            redelivered=frame.redelivered,
-            delivery_count=self._count(
-                redelivered=frame.redelivered, header=properties.headers.get("x-delivery-count")
-            ),
-        )
-
-    def _count(self, redelivered: object, header: object) -> int | None:
-        """Read the broker's count; except on a redelivery by a quorum queue it is a publisher's claim."""
-        if self._queue.kind != "quorum":
-            return None
-        if not redelivered:
-            return 0
-        return header if isinstance(header, int) else None
-
-    async def _flush(self, underlay: AbstractChannel | None) -> None:
-        """Write acknowledgements until there are none; what is settled meanwhile joins in."""
-        acks, nacks = self._acks, self._nacks
-        try:
-            while underlay is not None and underlay is self._underlay:
-                todo = acks.take()
-                given_back, nacks[:] = list(nacks), []
-                if not todo and not given_back:
-                    break
-                with aiormq_calls():
-                    for tag, multiple in todo:
-                        await underlay.basic_ack(tag, multiple=multiple, wait=False)
-                    for tag, multiple in given_back:
-                        await underlay.basic_nack(tag, multiple=multiple, requeue=True, wait=False)
-        except LOST:
-            pass  # the channel is gone, and its epoch with it
-        finally:
-            if acks is self._acks:
-                self._flushing = None
+    def _received(self, delivery: Delivery) -> None:
+        if delivery.epoch != self.epoch or self._channel is None:
+            return  # an epoch that is over: it comes again
+        if self._paused:
+            self._held.append(delivery)
+        else:
+            self._sink(delivery)

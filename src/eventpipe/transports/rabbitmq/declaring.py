@@ -10,10 +10,8 @@ from aiormq.abc import AbstractChannel
 from ...errors import ConnectError, TopologyError
 from ...routing import Exchange, Queue, Topology
 from .failures import LOST, aiormq_calls, topology_error
+from .hot import Names
 from .link import RPC_TIMEOUT, Link
-
-Names = Callable[[str], str]
-"""Puts the prefix of a shared virtual host before a name."""
 
 
 @dataclass(frozen=True, slots=True)

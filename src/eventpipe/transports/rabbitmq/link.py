@@ -3,16 +3,25 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
+from importlib.metadata import version
 
 import aiormq.exceptions
+import structlog
 from aio_pika import Channel
 from aio_pika.connection import Connection
+from aiormq.abc import AbstractChannel
 from yarl import URL
 
 from ...clock import Chance
 from ...errors import AccessRefused, ConfigurationError, ConnectError
+from ..base import Verdict
 from .address import Address
 from .failures import LOST, aiormq_calls, connect_error
+from .fast import FRAME_MAX, FastDeliveries, FastPublishes, Wire, WireFactory
+from .hot import Deliveries, Entry, Feed, Names, Publishes
+from .plain import PlainDeliveries, PlainPublishes
+
+log = structlog.get_logger("eventpipe")
 
 BACKOFF = (0.05, 0.5)
 """Seconds between tries while the broker is down or restarting: at first, and at most. Jitter comes on top."""
@@ -28,14 +37,18 @@ CLOSE_TIMEOUT = 3.0
 
 
 class Link:
-    """One connection to one of several brokers. ``opened()`` and ``lost(reason)`` are called as it comes and goes."""
+    """One connection to one of several brokers. ``lost(reason)`` is called when it is gone.
 
-    def __init__(self, addresses: Sequence[Address], name: str, chance: Chance) -> None:
+    ``fast`` says which path its hot channels take; it turns false if aiormq no longer has the seams for it.
+    """
+
+    def __init__(self, addresses: Sequence[Address], name: str, chance: Chance, *, fast: bool) -> None:
         self.error: str | None = None
-        self.opened: Callable[[], object] = lambda: None
+        self.fast = fast
         self.lost: Callable[[str], object] = lambda _reason: None
         self._addresses, self._name, self._chance = addresses, name, chance
         self._connection: Connection | None = None
+        self._wire: Wire | None = None
         self._up = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -88,6 +101,18 @@ class Link:
                 await channel.initialize()
         return channel  # type: ignore[return-value]  # aio-pika types it as its abstract class
 
+    def deliveries(self, underlay: AbstractChannel, feed: Feed) -> Deliveries:
+        """Make a consuming channel of an open channel that nobody else uses."""
+        return PlainDeliveries(underlay, feed) if self._wire is None else FastDeliveries(self._wire, underlay, feed)
+
+    def publishes(
+        self, underlay: AbstractChannel, names: Names, resolve: Callable[[Entry, Verdict], object]
+    ) -> Publishes:
+        """Make a publishing channel of an open channel in confirm mode that nobody else uses."""
+        if self._wire is None:
+            return PlainPublishes(underlay, names, resolve)
+        return FastPublishes(self._wire, underlay, names, resolve)
+
     @contextlib.asynccontextmanager
     async def throwaway(self) -> AsyncIterator[Channel]:
         """Give a channel for declarations: an error on it harms no other."""
@@ -135,7 +160,31 @@ class Link:
         raise failures[0]
 
     async def _connect_to(self, address: Address) -> "asyncio.Future[str]":
+        factory = WireFactory(address.heartbeat) if self.fast else None
+        connection = await self._open(address, factory)
+        if factory is not None and (missing := _missing_seam(connection, factory)):
+            log.warning(
+                "this aiormq can't be used at full speed: plain path", missing=missing, aiormq=version("aiormq")
+            )
+            self.fast, factory = False, None
+            await _close_quietly(connection)
+            connection = await self._open(address, None)
+        self._wire = None if factory is None else factory.wire
+        closed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+        def on_close(_connection: object, error: BaseException | None) -> None:
+            if not closed.done():
+                closed.set_result(f"{address}: {error or 'the connection was closed'}")
+
+        connection.close_callbacks.add(on_close)
+        self._connection, self.error = connection, None
+        self._up.set()
+        return closed
+
+    async def _open(self, address: Address, factory: WireFactory | None) -> Connection:
         connection = Connection(URL(address.aiormq_url(self._name), encoded=True), ssl_context=address.tls())
+        if factory is not None:
+            connection.kwargs["transport_factory"] = factory
         try:
             async with asyncio.timeout(address.timeout):
                 with aiormq_calls():
@@ -146,23 +195,27 @@ class Link:
         except asyncio.CancelledError:
             await _close_quietly(connection)
             raise
-        closed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-
-        def on_close(_connection: object, error: BaseException | None) -> None:
-            if not closed.done():
-                closed.set_result(f"{address}: {error or 'the connection was closed'}")
-
-        connection.close_callbacks.add(on_close)
-        self._connection, self.error = connection, None
-        self._up.set()
-        self.opened()
-        return closed
+        return connection
 
     async def _disconnect(self) -> None:
         connection, self._connection = self._connection, None
         self._up.clear()
         if connection is not None:
             await _close_quietly(connection)
+
+
+def _missing_seam(connection: Connection, factory: WireFactory) -> str | None:
+    """Say what ``fast.py`` builds on and this aiormq does not have; also tell the wire what was agreed on."""
+    if factory.wire is None:
+        return "its connection was not made by the transport_factory it was given"
+    underlay = getattr(connection.transport, "connection", None)
+    agreed = getattr(getattr(underlay, "connection_tune", None), "frame_max", None)
+    if not isinstance(agreed, int):
+        return "connection_tune.frame_max"
+    if "number" not in getattr(AbstractChannel, "__annotations__", {}):
+        return "channel.number"
+    factory.wire.frame_max = agreed or FRAME_MAX
+    return None
 
 
 async def close_channel(channel: Channel) -> None:

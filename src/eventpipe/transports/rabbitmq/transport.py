@@ -34,24 +34,26 @@ class RabbitTransport:
         chance: Chance,
         connect_timeout: float = 10.0,
         heartbeat: int = 10,
+        fast: bool = True,
     ) -> None:
         self._addresses = [parse(url, heartbeat=heartbeat, timeout=connect_timeout) for url in urls]
         prefixes = {address.prefix for address in self._addresses}
         if len(prefixes) > 1:
             raise ConfigurationError("several broker URLs have different name_prefix parameters")
         self._prefix = prefixes.pop()
-        self._name, self._chance = name, chance
+        self._name, self._chance, self._fast = name, chance, fast
         self._subscriptions: list[RabbitSubscription] = []
         self._topologies: list[Topology] = []
         self._destinations: set[str] = set()
         self._binding = asyncio.Lock()
 
     async def connect(self) -> None:
-        self._consuming = Link(self._addresses, f"{self._name} consume", self._chance)
-        self._publishing_link = Link(self._addresses, f"{self._name} publish", self._chance)
+        self._consuming = Link(self._addresses, f"{self._name} consume", self._chance, fast=self._fast)
+        self._publishing_link = Link(self._addresses, f"{self._name} publish", self._chance, fast=self._fast)
         self._publishing = Publishing(self._publishing_link, self._names)
         self._consuming.lost = self._lost
         await self._consuming.start()
+        self._publishing_link.fast = self._consuming.fast  # never one of each
         await self._publishing_link.start()
         self._publishing.start()
 
