@@ -206,8 +206,8 @@ async def test_a_dead_letter_says_why() -> None:
         (b"1" * 101, Properties(), {}, "undecodable: a body of 101 bytes is over the limit of 100"),
         (b"1", Properties(), {"fault": Fault("message_id is not UTF-8")}, "undecodable: message_id is not UTF-8"),
         (b"1", Properties(headers={EXPIRES: 1000}), {}, "expired"),
-        (b"nonsense", Properties(content_type=BATCH), {}, "undecodable: a batch that is not JSON"),
-        (b"{}", Properties(content_type=BATCH), {}, "undecodable: a batch whose body is not a JSON array"),
+        (b"nonsense", Properties(content_type=BATCH), {}, "undecodable: a batch that is not a JSON array"),
+        (b"{}", Properties(content_type=BATCH), {}, "undecodable: a batch that is not a JSON array"),
         (b"[]", Properties(content_type=BATCH), {}, "undecodable: an empty batch"),
     ],
 )

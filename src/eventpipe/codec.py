@@ -4,6 +4,9 @@ A body is decoded as what the *consumer* declared, never by a class name from th
 bytes is ever read: no pickle, no YAML.
 """
 
+import json
+import re
+from collections.abc import Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
 import pydantic
@@ -24,6 +27,10 @@ BODY_LIMIT = 16 * 1024 * 1024
 _SHOWN = 1000  # characters of a validation error that go into a dead letter's reason
 
 
+_BEGIN = re.compile(r"[ \t\n\r]*\[[ \t\n\r]*(\][ \t\n\r]*)?")
+_SEPARATOR = re.compile(r"[ \t\n\r]*([,\]])[ \t\n\r]*")
+
+
 class Undecodable(EventPipeError):
     """A body that is not the declared event; it is dead-lettered, never retried."""
 
@@ -41,6 +48,14 @@ class Codec(Protocol[T]):
         """Give the event of a body that claims to be ``content_type``. Raises ``Undecodable``."""
         ...
 
+    def encode_many(self, events: Sequence[T], /) -> bytes:
+        """Give the body of a batch. Raises ``InvalidMessage``."""
+        ...
+
+    def decode_many(self, body: bytes, /) -> list[T]:
+        """Give the events of a batch, if each of them is one. Raises ``Undecodable``."""
+        ...
+
 
 class JsonCodec(Generic[T]):
     """JSON (RFC 8259), checked by pydantic on the way in and on the way out."""
@@ -48,6 +63,8 @@ class JsonCodec(Generic[T]):
     content_type = JSON
 
     def __init__(self, event_type: Any) -> None:
+        self._many: pydantic.TypeAdapter[list[T]] | None = None
+        self._type = event_type
         try:
             self._adapter: pydantic.TypeAdapter[T] = pydantic.TypeAdapter(event_type)
         except (pydantic.PydanticUserError, NameError) as error:
@@ -73,6 +90,27 @@ class JsonCodec(Generic[T]):
         except Exception as error:  # a user's validator may raise anything
             raise Undecodable(f"{type(error).__name__}: {error}"[:_SHOWN]) from error
 
+    def encode_many(self, events: Sequence[T], /) -> bytes:
+        try:
+            return self._list().dump_json(list(events), warnings="error")
+        except Exception:  # a user's serializer may raise anything
+            for event in events:
+                self.encode(event)  # names the one that it is
+            raise
+
+    def decode_many(self, body: bytes, /) -> list[T]:
+        try:
+            if b"NaN" in body or b"Infinity" in body:
+                pydantic_core.from_json(body, allow_inf_nan=False)
+            return self._list().validate_json(body)
+        except Exception as error:
+            raise Undecodable(f"{type(error).__name__}: {error}"[:_SHOWN]) from error
+
+    def _list(self) -> "pydantic.TypeAdapter[list[T]]":
+        if self._many is None:  # made when it is needed: few types are ever packed
+            self._many = pydantic.TypeAdapter(list[self._type])  # type: ignore[name-defined]
+        return self._many
+
 
 class BytesCodec:
     """Raw bodies, untouched, of whatever content type."""
@@ -87,21 +125,49 @@ class BytesCodec:
     def decode(self, body: bytes, content_type: str | None, /) -> bytes:
         return body
 
+    def encode_many(self, events: Sequence[bytes], /) -> bytes:
+        raise InvalidMessage("raw bytes can't be packed: a batch is a JSON array")
+
+    def decode_many(self, body: bytes, /) -> list[bytes]:
+        return split(body)
+
 
 def codec_for(event_type: Any) -> Codec[Any]:
     """Give the codec of a declared event type: raw for ``bytes``, else JSON."""
     return BytesCodec() if event_type is bytes else JsonCodec(event_type)
 
 
-def unpack(body: bytes) -> list[bytes]:
-    """Split the JSON array of a batch into the bodies of its events. Raises ``Undecodable``."""
+def split(body: bytes) -> list[bytes]:
+    """Cut the JSON array of a batch into the bodies of its events, each as it stands there. Raises ``Undecodable``."""
     try:
-        events = pydantic_core.from_json(body, allow_inf_nan=False)
-    except ValueError as error:
-        raise Undecodable(f"a batch that is not JSON: {error}"[:_SHOWN]) from error
-    if not isinstance(events, list):
-        raise Undecodable("a batch whose body is not a JSON array")
-    return [pydantic_core.to_json(event) for event in events]
+        return _split(body.decode())
+    except (ValueError, RecursionError) as error:
+        raise Undecodable(f"a batch that is not a JSON array: {error}"[:_SHOWN]) from error
+
+
+def _split(text: str) -> list[bytes]:
+    begin = _BEGIN.match(text)
+    if begin is None:
+        raise ValueError("no [ at its beginning")
+    bodies: list[bytes] = []
+    at, more = begin.end(), begin[1] is None
+    while more:
+        end = _DECODER.raw_decode(text, at)[1]
+        bodies.append(text[at:end].encode())
+        separator = _SEPARATOR.match(text, end)
+        if separator is None:
+            raise ValueError(f"neither a comma nor the end at character {end}")
+        at, more = separator.end(), separator[1] == ","
+    if at < len(text):
+        raise ValueError(f"text after the array, at character {at}")
+    return bodies
+
+
+def _no_such_number(name: str) -> None:
+    raise ValueError(f"JSON has no {name}")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_no_such_number)
 
 
 def is_json(content_type: str | None) -> bool:

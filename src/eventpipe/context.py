@@ -1,18 +1,26 @@
 """The message that is being handled, for log lines and for what is published meanwhile.
 
-One context variable holds the message itself; what a log line needs of it is read only when a line is logged.
+One context variable holds the way to it; what a log line needs of it is read only when a line is logged.
 """
 
 from collections.abc import MutableMapping
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, Protocol
 
 import structlog
 
 from .message import Message
 
-current: ContextVar[Message | None] = ContextVar("eventpipe_message", default=None)
-"""The message whose handler runs in this context."""
+
+class Carrier(Protocol):
+    """Has the message that is being handled, and makes it only when it is asked for."""
+
+    @property
+    def message(self) -> Message: ...
+
+
+current: ContextVar[Carrier | None] = ContextVar("eventpipe_message", default=None)
+"""What is being handled in this context."""
 
 
 def log_context(_logger: Any, _method: str, line: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
@@ -20,8 +28,9 @@ def log_context(_logger: Any, _method: str, line: MutableMapping[str, Any]) -> M
 
     Keys: ``message_id``, ``message_type``, ``queue``, ``attempt``, ``correlation_id``. What the line has already wins.
     """
-    message = current.get()
-    if message is not None:
+    carrier = current.get()
+    if carrier is not None:
+        message = carrier.message
         line.setdefault("message_id", message.id)
         line.setdefault("message_type", message.type)
         line.setdefault("queue", message.queue)

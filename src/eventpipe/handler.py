@@ -24,7 +24,10 @@ class Kind(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Handler:
-    """A function, what it takes, and how it runs. ``invoke(event, message)`` passes only what it asked for."""
+    """A function, what it takes, and how it runs. ``invoke(event, message)`` passes only what it asked for.
+
+    ``direct`` is the function itself if the event is all that it takes: nobody has to make a message for it then.
+    """
 
     name: str
     place: str
@@ -33,6 +36,7 @@ class Handler:
     codec: Codec[Any]
     kind: Kind
     invoke: Callable[[Any, Message], Any]
+    direct: Callable[[Any], Any] | None = None
 
 
 UNSTATED: Any = inspect.Parameter.empty
@@ -58,7 +62,8 @@ def plan(function: Callable[..., Any], *, event_type: Any = UNSTATED) -> Handler
             event_type, others = bytes, [event]
             invoke = _invoker(function, others, annotations, skip_event=True)
             return _handler(function, event_type, invoke)
-    return _handler(function, event_type, _invoker(function, others, annotations))
+    invoke = _invoker(function, others, annotations)
+    return _handler(function, event_type, invoke)
 
 
 def name_of(function: Callable[..., Any]) -> str:
@@ -73,7 +78,8 @@ def place_of(function: Callable[..., Any]) -> str:
     return f"{code.co_filename}:{code.co_firstlineno}" if code else "no source"
 
 
-def _handler(function: Callable[..., Any], event_type: Any, invoke: Callable[[Any, Message], Any]) -> Handler:
+def _handler(function: Callable[..., Any], event_type: Any, invoke: Callable[[Any, Message], Any] | None) -> Handler:
+    """Put the plan together; without ``invoke`` the event is all that the function takes."""
     return Handler(
         name=name_of(function),
         place=place_of(function),
@@ -81,7 +87,8 @@ def _handler(function: Callable[..., Any], event_type: Any, invoke: Callable[[An
         wire_type=wire_type(event_type),
         codec=codec_for(event_type),
         kind=_kind(function),
-        invoke=invoke,
+        invoke=invoke or (lambda event, _message: function(event)),
+        direct=None if invoke else function,
     )
 
 
@@ -114,8 +121,8 @@ def _invoker(
     annotations: "_Annotations",
     *,
     skip_event: bool = False,
-) -> Callable[[Any, Message], Any]:
-    """Choose the call once, so that no message pays for binding parameters."""
+) -> Callable[[Any, Message], Any] | None:
+    """Choose the call once, so that no message pays for binding parameters; ``None``: the event is all it takes."""
     takes: inspect.Parameter | None = None
     for parameter in others:
         if parameter.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):
@@ -130,7 +137,7 @@ def _invoker(
     if skip_event:
         return lambda _event, message: function(message)
     if takes is None:
-        return lambda event, _message: function(event)
+        return None
     if takes.kind is not inspect.Parameter.KEYWORD_ONLY and others[0] is takes:
         return function
     name = takes.name

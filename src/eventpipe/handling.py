@@ -1,12 +1,10 @@
-"""Run the handler of one message, and decide what becomes of it; nothing is stored or settled here."""
+"""Run the handler of one event, and decide what becomes of it; nothing is stored or settled here."""
 
 import asyncio
 import contextvars
 import inspect
 import types
-from collections.abc import Awaitable, Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from .clock import Deadlines
@@ -14,30 +12,45 @@ from .codec import Undecodable
 from .errors import ConfigurationError
 from .handler import Handler, Kind
 from .intake import Parcel
-from .message import Message, expired
+from .message import EXPIRES, Message, expired
 from .retry import Ack, DeadLetter, Decision
+from .slots import Slot
+from .unpacking import Unpacking
 from .work import Surroundings, Work
 
+Outcome = tuple[Decision, BaseException | None]
 
-@dataclass(slots=True, eq=False)
+DONE: Outcome = (Ack(), None)
+
+
 class Run:
-    """One event being worked on: handled, or set aside as a suspect. ``refusal`` says why it can't be handled."""
+    """One event being worked on. Its message is made when somebody asks for it: few handlers do."""
 
-    parcel: Parcel
-    message: Message
-    work: Callable[["Run"], Awaitable[None]]
-    refusal: str | None = None
-    task: "asyncio.Task[None] | None" = None
-    thread: "Future[Any] | None" = None
-    timed_out: bool = False
+    __slots__ = ("_message", "index", "parcel", "slot", "unpacking")
+
+    def __init__(self, parcel: Parcel, index: int, slot: Slot, unpacking: Unpacking) -> None:
+        self.parcel, self.index, self.slot, self.unpacking = parcel, index, slot, unpacking
+        self._message: Message | None = None
+
+    @property
+    def message(self) -> Message:
+        message = self._message
+        if message is None:
+            message = self._message = self.unpacking.message(self.parcel, self.index)
+        return message
+
+    def go_on(self, index: int) -> None:
+        """Become the run of another event of the same parcel."""
+        self.index = index
+        self._message = None
 
 
 class Handling:
     """Runs handlers: on the loop, or in threads of its own; within the handler's timeout."""
 
-    def __init__(self, work: Work, around: Surroundings) -> None:
-        self._work, self._around = work, around
-        self._deadlines: Deadlines[Run] = Deadlines(around.clock, _time_out)
+    def __init__(self, work: Work, around: Surroundings, unpacking: Unpacking) -> None:
+        self._work, self._around, self._unpacking = work, around, unpacking
+        self._deadlines: Deadlines[Slot] = Deadlines(around.clock, _time_out)
         self._threads: ThreadPoolExecutor | None = None
 
     def open(self) -> None:
@@ -51,65 +64,71 @@ class Handling:
         if self._threads is not None:
             self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def attempt(self, run: Run) -> tuple[Decision, BaseException | None]:
+    async def attempt(self, run: Run) -> Outcome:
         """Run the handler and decide what becomes of its message."""
-        refusal = run.refusal
-        if refusal is None and expired(run.message.properties, self._around.clock.time()):
-            refusal = "expired"
+        refusal = run.parcel.refusal or self._late(run)
         if refusal is not None:
             return DeadLetter(refusal), None
-        tick = None if self._work.timeout is None else self._deadlines.add(run, self._work.timeout)
+        slot, tick = run.slot, None
+        if self._work.timeout is not None:
+            tick = self._deadlines.add(slot, self._work.timeout)
         try:
-            handler = self._handler(run.message)
-            result = await self._invoke(run, handler, self._event(run.message, handler))
+            handler = self._unpacking.handler(run.parcel.delivery.properties.type)
+            event = self._event(run, handler)
+            if handler.kind is Kind.COROUTINE:
+                direct = handler.direct
+                result = await (handler.invoke(event, run.message) if direct is None else direct(event))
+            else:
+                result = await self._invoke(run, handler, event)
             if self._work.emit is not None:
                 await self._work.emit(result, run.message)
         except Undecodable as error:
             return DeadLetter(f"undecodable: {error}"), None
         except BaseException as error:  # noqa: BLE001  a handler may raise anything, and each must be settled
-            failure = self._failure(run, error)
+            failure = self._failure(slot, error)
             return self._decide(run.message, failure), failure
         else:
-            return Ack(), None
+            return DONE
         finally:
             if tick is not None:
-                self._deadlines.discard(run, tick)
+                self._deadlines.discard(slot, tick)
 
-    def _handler(self, message: Message) -> Handler:
-        handlers = self._work.handlers
-        if len(handlers) == 1:
-            return handlers[0]
-        for handler in handlers:
-            if handler.wire_type == message.type:
-                return handler
-        raise Undecodable(f"no handler for the type {message.type!r}")
+    def _late(self, run: Run) -> str | None:
+        properties = run.parcel.delivery.properties
+        late = EXPIRES in properties.headers and expired(properties, self._around.clock.time())
+        return "expired" if late else None
 
-    def _event(self, message: Message, handler: Handler) -> Any:
-        if self._work.decode is None:
-            return handler.codec.decode(message.body, message.properties.content_type)
-        try:
-            return self._work.decode(message)
-        except Exception as error:
-            raise Undecodable(f"decode= failed: {type(error).__name__}: {error}") from error
+    def _event(self, run: Run, handler: Handler) -> Any:
+        parcel = run.parcel
+        if parcel.events is not None:
+            return parcel.events[run.index]
+        if self._work.decode is not None:
+            try:
+                return self._work.decode(run.message)
+            except Exception as error:
+                raise Undecodable(f"decode= failed: {type(error).__name__}: {error}") from error
+        if parcel.bodies is not None:
+            return handler.codec.decode(parcel.bodies[run.index], None)
+        return handler.codec.decode(parcel.delivery.body, parcel.delivery.properties.content_type)
 
     async def _invoke(self, run: Run, handler: Handler, event: Any) -> Any:
-        if handler.kind is Kind.COROUTINE:
-            return await handler.invoke(event, run.message)
         if handler.kind is Kind.GENERATOR:
             return handler.invoke(event, run.message)
         if self._threads is None:
             raise ConfigurationError(f"{handler.name} is a sync function, and its worker was not started")
-        run.thread = self._threads.submit(contextvars.copy_context().run, _call, handler, event, run.message)
-        result = await asyncio.wrap_future(run.thread)
+        message = run.message if handler.direct is None else None
+        run.slot.thread = self._threads.submit(contextvars.copy_context().run, _call, handler, event, message)
+        result = await asyncio.wrap_future(run.slot.thread)
         return await result if inspect.isawaitable(result) else result
 
-    def _failure(self, run: Run, error: BaseException) -> BaseException:
+    def _failure(self, slot: Slot, error: BaseException) -> BaseException:
         """Tell a handler's failure from a cancellation that was asked for, which is raised again."""
-        if isinstance(error, asyncio.CancelledError) and run.task is not None:
-            if run.timed_out:
-                run.task.uncancel()
+        if isinstance(error, asyncio.CancelledError):
+            if slot.timed_out:
+                slot.timed_out = False
+                slot.task.uncancel()
                 return TimeoutError(f"the handler took longer than {self._work.timeout} s")
-            if run.task.cancelling():
+            if slot.task.cancelling():
                 raise error
         if isinstance(error, GeneratorExit) and asyncio.get_running_loop().is_closed():
             raise error
@@ -122,13 +141,12 @@ class Handling:
             return DeadLetter(f"Retry.on raised {type(error).__name__}: {error}")
 
 
-def _time_out(run: Run) -> None:
-    run.timed_out = True
-    if run.task is not None:
-        run.task.cancel()
+def _time_out(slot: Slot) -> None:
+    slot.timed_out = True
+    slot.task.cancel()
 
 
-def _call(handler: Handler, event: Any, message: Message) -> Any:
+def _call(handler: Handler, event: Any, message: Any) -> Any:
     """Call a sync handler in its thread; a generator runs there too, and not on the loop."""
     result = handler.invoke(event, message)
     return list(result) if isinstance(result, types.GeneratorType) else result

@@ -4,10 +4,12 @@ Its client decides when to settle; nothing here decodes or handles. The bound is
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import Any
 
 from .clock import Clock
+from .message import Message
 from .routing import Queue
 from .transports.base import ConsumerState, Delivery, Subscription, Transport
 
@@ -30,7 +32,7 @@ class Intake:
     ) -> None:
         self.queue, self.prefetch = queue, prefetch
         self.waiting: deque[Delivery] = deque()
-        self._unsettled: dict[tuple[int, int], float] = {}
+        self._unsettled: dict[Delivery, float] = {}
         self._clock, self._arrived, self._lost = clock, arrived, lost
         self._subscription: Subscription | None = None
 
@@ -55,7 +57,7 @@ class Intake:
 
     def settle(self, delivery: Delivery) -> bool:
         """Acknowledge one delivery; ``False`` if its epoch is over, so that it will come again."""
-        self._unsettled.pop((delivery.epoch, delivery.tag), None)
+        self._unsettled.pop(delivery, None)
         if self._subscription is None:
             return False
         return self._subscription.settle(delivery.epoch, (delivery.tag,))
@@ -80,7 +82,7 @@ class Intake:
         self._unsettled.clear()
 
     def _sink(self, delivery: Delivery) -> None:
-        self._unsettled[delivery.epoch, delivery.tag] = self._clock.monotonic()
+        self._unsettled[delivery] = self._clock.monotonic()
         self.waiting.append(delivery)
         self._arrived()
 
@@ -92,13 +94,28 @@ class Intake:
 
 @dataclass(slots=True, eq=False)
 class Parcel:
-    """A delivery on its way through a client; ``open`` counts those of its events that have not ended."""
+    """A delivery on its way through a client, and how far its events are.
+
+    ``begun`` counts the events that have begun, ``open`` those that have not ended. A batch has ``bodies``, one for
+    each event, and ``events`` if all of them could be decoded at once. ``refusal`` says why it can't be handled.
+    """
 
     intake: Intake
     delivery: Delivery
+    size: int = 1
     open: int = 1
-    started: bool = False
+    begun: int = 0
+    events: list[Any] | None = None
+    bodies: list[bytes] | None = None
+    whole: Message | None = None
+    refusal: str | None = None
+    move: Callable[["Parcel"], Awaitable[None]] | None = None
 
     @property
     def queue(self) -> str:
         return self.intake.queue.name
+
+    @property
+    def batch(self) -> bool:
+        """Whether it is a batch of events, be it of one."""
+        return self.events is not None or self.bodies is not None

@@ -126,7 +126,7 @@ class Publisher(Generic[T]):
             content_type=self.codec.content_type,
             headers=headers,
             priority=wish.priority,
-            correlation_id=message_id if cause is None else cause.correlation_id,
+            correlation_id=message_id if cause is None else cause.message.correlation_id,
             expiration=None if wish.expires is None else str(round(wish.expires * 1000)),
             message_id=message_id,
             timestamp=now // 1000,

@@ -9,9 +9,7 @@ import inspect
 import structlog
 
 from .clock import sleep
-from .context import current
 from .copies import dead_copy, describe, retry_copy, suspect_copy
-from .handling import Run
 from .message import DeadMessage, Message, Properties
 from .routing import Queue
 from .transports.base import Outgoing, VerdictKind
@@ -63,24 +61,22 @@ class Storing:
         except Exception:
             log.exception("on_dead_letter failed; the dead letter itself is stored")
 
-    async def set_aside(self, run: Run) -> None:
+    async def set_aside(self, message: Message, times: int | None) -> None:
         """Move a message that may have killed its process to where it is handled alone; it costs it no attempt.
 
         Its neighbours were handed out as often as it was: the count alone can't tell which of them did it.
         """
-        current.set(run.message)
-        log.warning("set aside: handed out repeatedly and never settled", times=run.parcel.delivery.delivery_count)
-        await self._store_suspect(run.message, run.message.attempt)
+        log.warning("set aside: handed out repeatedly and never settled", times=times)
+        await self._store_suspect(message, message.attempt)
         self._counts.set_aside += 1
 
-    async def charge(self, run: Run) -> None:
+    async def charge(self, message: Message) -> None:
         """Charge one attempt to a suspect whose process ended while it was handled alone."""
-        current.set(run.message)
-        if run.message.attempt >= self._work.retry.attempts:
-            reason = f"its process died while it was handled alone, attempt {run.message.attempt}"
-            await self.dead_letter(run.message, reason)
+        if message.attempt >= self._work.retry.attempts:
+            reason = f"its process died while it was handled alone, attempt {message.attempt}"
+            await self.dead_letter(message, reason)
         else:
-            await self._store_suspect(run.message, run.message.attempt + 1)
+            await self._store_suspect(message, message.attempt + 1)
 
     async def _store_suspect(self, message: Message, attempt: int) -> None:
         suspects = self._work.queue.suspects

@@ -1,28 +1,26 @@
 """The life of one delivery: taken from the intake, unpacked, handled, and settled once.
 
-``unpacking.py`` finds the messages in it, ``handling.py`` runs their handlers and ``retry.py`` decides, ``storing.py``
-stores the copies (``copies.py`` says what they carry). Every path ends in exactly one settlement of the delivery, or
-leaves it to the broker to deliver again.
+``slots.py`` has the tasks, ``unpacking.py`` finds the events in it, ``handling.py`` runs their handlers and
+``retry.py`` decides, ``storing.py`` stores the copies (``copies.py`` says what they carry). Every path ends in exactly
+one settlement of the delivery, or leaves it to the broker to deliver again.
 """
 
 import asyncio
-import contextlib
-import contextvars
 from collections import deque
+from contextvars import copy_context
 from typing import assert_never
 
 import structlog
 
-from .codec import Undecodable
 from .context import current
-from .handling import Handling, Run
+from .handling import DONE, Handling, Outcome, Run
 from .intake import Intake, Parcel
-from .message import Message
 from .recall import Recall
 from .retry import Ack, DeadLetter, RetryIn
 from .routing import Queue
+from .slots import Slot, Slots
 from .storing import NotStored, Storing
-from .unpacking import message_of, messages_of
+from .unpacking import Unpacking
 from .work import Counts, Surroundings, Work
 
 log = structlog.get_logger("eventpipe")
@@ -32,6 +30,9 @@ SUSPICIOUS = 2
 
 CANCEL_GRACE = 1.0
 """Seconds that a cancelled handler gets to end before it is left behind."""
+
+SLICE = 0.003
+"""Seconds of handling after which the event loop gets its turn, although no handler has suspended."""
 
 
 class Worker:
@@ -44,14 +45,14 @@ class Worker:
         self._main = self._intake(work.queue, work.prefetch)
         suspects = work.queue.suspects
         self._suspects = None if suspects is None else self._intake(suspects, 1)
-        self._ready: deque[Run] = deque()
-        self._alone: deque[Run] | None = None
-        self._running: set[Run] = set()
-        self._free = work.concurrency
+        self._open: deque[Parcel] = deque()
+        self._alone: Parcel | None = None
         self._stopping = False
         self._nothing_runs: asyncio.Future[None] | None = None
+        self._slots = Slots(work.concurrency, self._serve, self._rested)
         self._recall = Recall(work.prefetch)
-        self._handling = Handling(work, around)
+        self._unpacking = Unpacking(work, around)
+        self._handling = Handling(work, around, self._unpacking)
         self._storing = Storing(work, around, self.counts)
 
     # --- starting and stopping
@@ -64,7 +65,7 @@ class Worker:
     @property
     def in_flight(self) -> int:
         """How many events are in handlers or being settled."""
-        return len(self._running)
+        return len(self._slots.busy)
 
     @property
     def trouble(self) -> str | None:
@@ -73,8 +74,7 @@ class Worker:
 
     async def start(self) -> None:
         """Begin to consume. Raises ``TopologyMissing`` or ``ConnectError``."""
-        self._loop = asyncio.get_running_loop()
-        self._context = contextvars.copy_context()
+        self._slots.open()
         self._handling.open()
         for intake in self.intakes:
             await intake.open(self._around.transport)
@@ -89,21 +89,21 @@ class Worker:
         for intake in self.intakes:
             intake.pause()
         await self._until_nothing_runs(seconds)
-        for run in self._running:
-            if run.task is not None:
-                run.task.cancel()
+        for slot in self._slots.busy:
+            slot.task.cancel()
         await self._until_nothing_runs(CANCEL_GRACE)
-        if self._running:
+        if self._slots.busy:
             log.warning(
                 "handlers left behind: they ignore cancellation", queue=self.work.queue.name, count=self.in_flight
             )
+        self._slots.close()
         for intake in self.intakes:
             await intake.close()
         self._handling.close()
 
     async def _until_nothing_runs(self, seconds: float) -> None:
-        if self._running:
-            self._nothing_runs = self._loop.create_future()
+        if self._slots.busy:
+            self._nothing_runs = asyncio.get_running_loop().create_future()
             # The loop's time, not the pipe's, bounds a shutdown: a clock turned by hand may never move again.
             await asyncio.wait([self._nothing_runs], timeout=seconds)
             self._nothing_runs = None
@@ -111,52 +111,77 @@ class Worker:
     # --- taking deliveries
 
     def _intake(self, queue: Queue, prefetch: int) -> Intake:
-        return Intake(queue, prefetch, clock=self._around.clock, arrived=self._pump, lost=self._lost)
+        return Intake(queue, prefetch, clock=self._around.clock, arrived=self._arrived, lost=self._lost)
+
+    def _arrived(self) -> None:
+        if not self._stopping:
+            self._slots.call()
+
+    def _rested(self) -> None:
+        """Hear that a slot has ended its work, or its life: others may go on with what it left."""
+        if self._nothing_runs is not None and not self._slots.busy and not self._nothing_runs.done():
+            self._nothing_runs.set_result(None)
+        if not self._stopping and self._waiting:
+            self._slots.call()
+
+    @property
+    def _waiting(self) -> bool:
+        """Whether anything has not begun."""
+        if self._alone is not None:
+            return not self._slots.busy  # the last one to rest takes it
+        return bool(self._main.waiting or self._open or (self._suspects is not None and self._suspects.waiting))
 
     def _lost(self, intake: Intake) -> None:
         """Forget what has not started, for it comes again; remember what has, for it comes again too."""
-        self._ready = deque(run for run in self._ready if run.parcel.started or run.parcel.intake is not intake)
-        if intake is self._suspects and self._alone and not self._alone[0].parcel.started:
+        if self._alone is not None and intake is self._suspects and not self._alone.begun:
             self._alone = None
-        unfinished = {run.parcel for run in (*self._running, *self._ready, *(self._alone or ()))}
-        lost = [parcel for parcel in unfinished if parcel.intake is intake]
+        unfinished = {slot.parcel for slot in self._slots.busy} | {self._alone, *self._open}
+        lost = [parcel for parcel in unfinished if parcel is not None and parcel.intake is intake]
         self._recall.lost(lost, self._around.clock.monotonic())
 
-    def _pump(self) -> None:
-        """Start as much as there are free slots for."""
-        while self._free > 0 and not self._stopping:
+    def _take(self) -> Parcel | None:
+        """Give a parcel that has an event to begin."""
+        while not self._stopping:
             if self._alone is not None:
-                if self._running or not self._alone:
-                    return
-                self._start(self._alone.popleft())
-            elif self._ready:
-                self._start(self._ready.popleft())
+                mine = len(self._slots.busy) == 1 and self._alone.begun < self._alone.size
+                return self._alone if mine else None
+            if self._open:
+                parcel = self._open[0]
+                if parcel.begun < parcel.size:
+                    return parcel
+                self._open.popleft()
             elif self._suspects is not None and self._suspects.waiting:
                 self._open_suspect(Parcel(self._suspects, self._suspects.waiting.popleft()))
             elif self._main.waiting:
-                self._open(Parcel(self._main, self._main.waiting.popleft()))
+                found = self._open_parcel(Parcel(self._main, self._main.waiting.popleft()))
+                if found is not None:
+                    return found
             else:
-                return
+                break
+        return None
 
-    def _open(self, parcel: Parcel) -> None:
-        delivery = parcel.delivery
+    def _open_parcel(self, parcel: Parcel) -> Parcel | None:
         if self._was_here(parcel):
-            return
+            return None
+        delivery = parcel.delivery
         if self._suspects is not None and delivery.redelivered and (delivery.delivery_count or 0) >= SUSPICIOUS:
-            self._ready.append(Run(parcel, self._message(parcel), self._storing.set_aside))
-        else:
-            self._ready.extend(self._runs(parcel))
+            parcel.move = self._set_aside
+            return parcel
+        self._unpacking.open(parcel)
+        if parcel.size > 1:
+            self._open.append(parcel)
+        return parcel
 
     def _open_suspect(self, parcel: Parcel) -> None:
         """Handle a suspect alone; one that comes again has ended its process while it was the only one in hand."""
         if self._was_here(parcel):
             return
         if parcel.delivery.redelivered:
-            self._ready.append(Run(parcel, self._message(parcel), self._storing.charge))
+            parcel.move = self._charge
+            self._open.append(parcel)
         else:
-            self._alone = deque(self._runs(parcel))
-            for run in self._alone:
-                run.work = self._handle_alone
+            self._unpacking.open(parcel)
+            self._alone = parcel
 
     def _was_here(self, parcel: Parcel) -> bool:
         """Settle a redelivery whose work is done; hand one whose work still runs to that work."""
@@ -170,90 +195,102 @@ class Worker:
             return False
         self.counts.settled_again += 1
         if known is parcel:
-            self._conclude(parcel)
+            self._settle(parcel)
         else:
             known.delivery = parcel.delivery
         return True
 
-    def _runs(self, parcel: Parcel) -> list[Run]:
+    # --- working on them, in a slot
+
+    async def _serve(self, slot: Slot) -> bool:
+        """Begin one event after another until there are none; ``False`` once a handler has bound something."""
+        monotonic = self._around.clock.monotonic
+        until = monotonic() + SLICE
+        while (parcel := self._take()) is not None:
+            if not await self._work(slot, parcel, until):
+                return False
+            if slot.stuck:
+                return True
+            if monotonic() >= until:
+                await asyncio.sleep(0)
+                until = monotonic() + SLICE
+        return True
+
+    async def _work(self, slot: Slot, parcel: Parcel, until: float) -> bool:
+        """Handle events of a parcel that have not begun, one after another; tell whether the context is as before."""
+        slot.parcel = parcel
+        run = Run(parcel, 0, slot, self._unpacking)
+        current.set(run)
+        before = copy_context()
+        monotonic = self._around.clock.monotonic
+        clean = True
         try:
-            messages = messages_of(parcel.delivery, self.work, self._around)
-        except Undecodable as error:
-            return [Run(parcel, self._message(parcel), self._handle, refusal=f"undecodable: {error}")]
-        parcel.open = len(messages)
-        return [Run(parcel, message, self._handle) for message in messages]
-
-    def _message(self, parcel: Parcel) -> Message:
-        return message_of(parcel.delivery, self.work, self._around)
-
-    # --- one run
-
-    def _start(self, run: Run) -> None:
-        self._free -= 1
-        run.parcel.started = True
-        self._running.add(run)
-        # A fresh copy of the worker's own context: what one handler binds must not reach the next message's.
-        run.task = self._loop.create_task(self._run(run), context=self._context.copy())
-
-    async def _run(self, run: Run) -> None:
-        try:
-            await run.work(run)
-            self._conclude(run.parcel)
+            while clean and parcel.begun < parcel.size:
+                run.go_on(parcel.begun)
+                parcel.begun += 1
+                if self._waiting:
+                    self._slots.call()  # should this handler suspend, the next event need not wait
+                await self._handle(run)
+                clean = _same(before)
+                parcel.open -= 1
+                if monotonic() >= until or slot.stuck:
+                    break
+            if not parcel.open:
+                self._settle(parcel)
         except NotStored:
-            log.info(
-                "the pipe closed before a copy was stored; the broker keeps the original", message_id=run.message.id
-            )
+            log.info("the pipe closed before a copy was stored; the broker keeps the original")
         except Exception:
-            log.exception("eventpipe's own fault; the broker keeps the message", message_id=run.message.id)
+            log.exception("eventpipe's own fault; the broker keeps the message")
         finally:
-            self._end(run)
-
-    def _end(self, run: Run) -> None:
-        self._running.discard(run)
-        if run.thread is not None and not run.thread.done():
-            # A thread can't be stopped: it keeps its slot until it ends.
-            run.thread.add_done_callback(lambda _thread: self._free_later())
-        else:
-            self._free += 1
-        if not self._running and self._nothing_runs is not None and not self._nothing_runs.done():
-            self._nothing_runs.set_result(None)
-        self._pump()
-
-    def _free_later(self) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody needs the slot
-            self._loop.call_soon_threadsafe(self._free_slot)
-
-    def _free_slot(self) -> None:
-        self._free += 1
-        self._pump()
-
-    def _conclude(self, parcel: Parcel) -> None:
-        """Settle a delivery once the last of its events has ended."""
-        parcel.open -= 1
-        if parcel.open > 0:
-            return
-        if parcel.intake is self._suspects:
-            self._alone = None
-        settled = parcel.intake.settle(parcel.delivery)
-        self._recall.concluded(parcel, settled=settled, now=self._around.clock.monotonic())
-
-    async def _handle_alone(self, run: Run) -> None:
-        """Handle a suspect with nothing unsettled behind it: if it ends the process, nothing else is to come again."""
-        await self._main.flush()
-        await self._handle(run)
+            slot.parcel = None
+        return clean
 
     async def _handle(self, run: Run) -> None:
         """Handle one event, and carry out what was decided. A crash in here repeats the event and never loses it."""
-        current.set(run.message)
-        decision, failure = await self._handling.attempt(run)
+        parcel = run.parcel
+        if parcel.move is not None:
+            await parcel.move(parcel)
+            return
+        if parcel is self._alone and parcel.begun == 1:
+            # Nothing unsettled may be behind it: if it ends the process, nothing else is to come again.
+            await self._main.flush()
+        outcome = await self._handling.attempt(run)
+        if outcome is DONE:
+            self.counts.handled += 1
+        else:
+            await self._store(run, outcome)
+        if self._around.observe is not None:
+            self._around.observe(run.message, outcome[0])
+
+    async def _store(self, run: Run, outcome: Outcome) -> None:
+        decision, failure = outcome
         match decision:
-            case Ack():
-                self.counts.handled += 1
             case RetryIn(seconds):
                 await self._storing.retry(run.message, seconds, failure)
             case DeadLetter(reason):
                 await self._storing.dead_letter(run.message, reason, failure)
+            case Ack():
+                pass
             case _:
                 assert_never(decision)
-        if self._around.observe is not None:
-            self._around.observe(run.message, decision)
+
+    async def _set_aside(self, parcel: Parcel) -> None:
+        await self._storing.set_aside(self._unpacking.message(parcel, 0), parcel.delivery.delivery_count)
+
+    async def _charge(self, parcel: Parcel) -> None:
+        await self._storing.charge(self._unpacking.message(parcel, 0))
+
+    def _settle(self, parcel: Parcel) -> None:
+        """Settle a delivery: the last of its events has ended."""
+        if parcel is self._alone:
+            self._alone = None
+        settled = parcel.intake.settle(parcel.delivery)
+        self._recall.concluded(parcel, settled=settled, now=self._around.clock.monotonic())
+
+
+def _same(before: object) -> bool:
+    """Tell whether nothing was bound since ``before``; cheap when nothing was."""
+    try:
+        return bool(copy_context() == before)
+    except Exception:  # noqa: BLE001  whatever is bound there may not like to be compared
+        return False

@@ -29,10 +29,9 @@ class Acks:
             if tag == self._prefix + 1:
                 self._prefix = tag
                 self._below.append(tag)
-            elif tag > self._prefix:
-                if tag not in self._settled:
-                    self._settled.add(tag)
-                    self._beyond.add(tag)
+            elif tag > self._prefix and tag not in self._settled:
+                self._settled.add(tag)
+                self._beyond.add(tag)
         self._advance()
 
     def written(self, tags: Iterable[int], *, multiple: bool = False) -> None:

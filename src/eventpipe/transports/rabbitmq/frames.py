@@ -55,21 +55,20 @@ _SCALARS = {
     code: struct.Struct(">" + form)
     for code, form in zip(b"bBsuIilLfd", ("b", "B", "h", "H", "i", "I", "q", "q", "f", "d"), strict=True)
 }
-_BITS = (
-    ("content_type", 15),
-    ("content_encoding", 14),
-    ("headers", 13),
-    ("delivery_mode", 12),
-    ("priority", 11),
-    ("correlation_id", 10),
-    ("reply_to", 9),
-    ("expiration", 8),
-    ("message_id", 7),
-    ("timestamp", 6),
-    ("type", 5),
-    ("user_id", 4),
-    ("app_id", 3),
-    ("cluster_id", 2),
+_PROPERTIES = (  # from flag 15 downwards; RabbitMQ ignores the last, cluster id, and so do we
+    "content_type",
+    "content_encoding",
+    "headers",
+    "delivery_mode",
+    "priority",
+    "correlation_id",
+    "reply_to",
+    "expiration",
+    "message_id",
+    "timestamp",
+    "type",
+    "user_id",
+    "app_id",
 )
 
 
@@ -89,56 +88,57 @@ def read_short(data: bytes, at: int) -> tuple[bytes, int]:
 
 def read_properties(payload: bytes) -> Properties:
     """Read the properties of a header frame's payload. Raises ``Malformed``."""
-    try:
-        found, _, fault = _properties(payload, tolerant=False)
-    except (struct.error, IndexError, ValueError, OverflowError) as error:
-        raise Malformed(f"the properties can't be read: {error}") from error
-    if fault is not None:
-        raise Malformed(fault)
+    found, faults = _properties(payload)
+    if faults:
+        raise Malformed(faults[0])
     return found
 
 
 def salvage(payload: bytes) -> Properties:
     """Keep what can be read of malformed properties, and their raw bytes as a header."""
-    try:
-        found, _, _ = _properties(payload, tolerant=True)
-    except (struct.error, IndexError, ValueError, OverflowError):
-        found = Properties()
+    found, _ = _properties(payload)
     found.headers = {**found.headers, RAW: payload[12 : 12 + _RAW_KEPT]}
     return found
 
 
-def _properties(payload: bytes, *, tolerant: bool) -> tuple[Properties, int, str | None]:
-    """Read properties; a field that does not decode is left out, and named, unless ``tolerant`` says to go on."""
-    flags = payload[12] << 8 | payload[13]
-    at, found, fault = 14, Properties(delivery_mode=None), None
+def _properties(payload: bytes) -> tuple[Properties, list[str]]:
+    """Read properties; a field that does not decode is left out, and said."""
+    found, faults, at, size = Properties(delivery_mode=None), [], 14, len(payload)
+    try:
+        flags = _U16.unpack_from(payload, 12)[0]
+        for name in _plans.get(flags) or _plan(flags):
+            read, width = _FIELDS.get(name, _SHORT)
+            if width == _SIZED_SHORT:
+                start = at + 1
+                at = start + payload[at]
+            elif width == _SIZED_LONG:
+                start = at + 4
+                at = start + _U32.unpack_from(payload, at)[0]
+            else:
+                start = at
+                at += width
+            if at > size:
+                raise Malformed(f"{name} is longer than its frame")
+            try:
+                setattr(found, name, read(payload[start:at]))
+            except _UNREADABLE as error:
+                faults.append(f"{name}: {error}")
+    except (struct.error, IndexError, Malformed) as error:
+        faults.append(f"the properties end too early: {error}")
+    return found, faults
+
+
+_plans: dict[int, tuple[str, ...]] = {}
+
+
+def _plan(flags: int) -> tuple[str, ...]:
+    """Give the properties that these flags announce; there are few sets of them in an application."""
     if flags & 1:
-        raise Malformed("the properties have flags that AMQP 0-9-1 does not know")
-    for name, bit in _BITS:
-        if not flags >> bit & 1:
-            continue
-        if name == "headers":
-            size = _U32.unpack_from(payload, at)[0]
-            start, at = at + 4, at + 4 + size
-            read: Callable[[bytes], Any] = read_table
-        elif name in ("delivery_mode", "priority"):
-            start, at, read = at, at + 1, ord
-        elif name == "timestamp":
-            start, at, read = at, at + 8, _timestamp
-        else:
-            start, at, read = at + 1, at + 1 + payload[at], _text
-        if at > len(payload):
-            raise Malformed(f"{name} is longer than its frame")
-        try:
-            value = read(payload[start:at])
-        except (ValueError, IndexError, struct.error, OverflowError, Malformed) as error:
-            fault = fault or f"{name}: {error}"
-            if not tolerant:
-                break
-        else:
-            if name != "cluster_id":  # RabbitMQ ignores it, and so do we once it is known to be harmless
-                setattr(found, name, value)
-    return found, at, fault
+        raise Malformed("flags that AMQP 0-9-1 does not know")
+    plan = tuple(name for index, name in enumerate(_PROPERTIES) if flags >> (15 - index) & 1)
+    if len(_plans) < _CACHED:
+        _plans[flags] = plan
+    return plan
 
 
 def _text(raw: bytes) -> str | None:
@@ -155,6 +155,17 @@ def _timestamp(raw: bytes) -> int:
 def read_table(raw: bytes) -> Mapping[str, Any]:
     """Read a table without its size. Raises ``Malformed`` or ``ValueError``."""
     return _Table(raw).read()
+
+
+_UNREADABLE = (Malformed, ValueError, IndexError, struct.error, OverflowError)
+_SIZED_SHORT, _SIZED_LONG = -1, -4
+_SHORT: tuple[Callable[[bytes], Any], int] = (_text, _SIZED_SHORT)
+_FIELDS: dict[str, tuple[Callable[[bytes], Any], int]] = {
+    "headers": (read_table, _SIZED_LONG),
+    "delivery_mode": (ord, 1),
+    "priority": (ord, 1),
+    "timestamp": (_timestamp, 8),
+}
 
 
 class _Table:
