@@ -16,6 +16,7 @@ LEVELS = [
     {"handling"},
     {"storing"},
     {"worker", "outlet"},
+    {"packing"},
     {"publisher"},
     {"consumer"},
     {"transports.memory", "transports.rabbitmq"},

@@ -24,6 +24,7 @@ NAMES = [
     "InvalidMessage",
     "Message",
     "Options",
+    "Pack",
     "Properties",
     "PublishError",
     "PublishManyError",

@@ -23,6 +23,7 @@ from .errors import (
 )
 from .message import DeadMessage, Message, Properties
 from .outlet import Receipt
+from .packing import Pack
 from .pipe import ConsumerHealth, EventPipe, Health, Options
 from .publisher import Publisher
 from .retry import Retry
@@ -48,6 +49,7 @@ __all__ = [
     "InvalidMessage",
     "Message",
     "Options",
+    "Pack",
     "Properties",
     "PublishError",
     "PublishManyError",

@@ -73,13 +73,7 @@ class Handling:
         if self._work.timeout is not None:
             tick = self._deadlines.add(slot, self._work.timeout)
         try:
-            handler = self._unpacking.handler(run.parcel.delivery.properties.type)
-            event = self._event(run, handler)
-            if handler.kind is Kind.COROUTINE:
-                direct = handler.direct
-                result = await (handler.invoke(event, run.message) if direct is None else direct(event))
-            else:
-                result = await self._invoke(run, handler, event)
+            result = await self._call(run)
             if self._work.emit is not None:
                 await self._work.emit(result, run.message)
         except Undecodable as error:
@@ -111,13 +105,17 @@ class Handling:
             return handler.codec.decode(parcel.bodies[run.index], None)
         return handler.codec.decode(parcel.delivery.body, parcel.delivery.properties.content_type)
 
-    async def _invoke(self, run: Run, handler: Handler, event: Any) -> Any:
+    async def _call(self, run: Run) -> Any:
+        handler = self._unpacking.handler(run.parcel.delivery.properties.type)
+        event = self._event(run, handler)
+        if handler.kind is Kind.COROUTINE:
+            return await (handler.direct(event) if handler.direct else handler.invoke(event, run.message))
         if handler.kind is Kind.GENERATOR:
             return handler.invoke(event, run.message)
         if self._threads is None:
             raise ConfigurationError(f"{handler.name} is a sync function, and its worker was not started")
         message = run.message if handler.direct is None else None
-        run.slot.thread = self._threads.submit(contextvars.copy_context().run, _call, handler, event, message)
+        run.slot.thread = self._threads.submit(contextvars.copy_context().run, _in_thread, handler, event, message)
         result = await asyncio.wrap_future(run.slot.thread)
         return await result if inspect.isawaitable(result) else result
 
@@ -146,7 +144,7 @@ def _time_out(slot: Slot) -> None:
     slot.task.cancel()
 
 
-def _call(handler: Handler, event: Any, message: Any) -> Any:
+def _in_thread(handler: Handler, event: Any, message: Any) -> Any:
     """Call a sync handler in its thread; a generator runs there too, and not on the loop."""
     result = handler.invoke(event, message)
     return list(result) if isinstance(result, types.GeneratorType) else result

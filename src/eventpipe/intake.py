@@ -39,6 +39,8 @@ class Intake:
     async def open(self, transport: Transport) -> None:
         """Subscribe. Raises ``TopologyMissing`` or ``ConnectError``."""
         self._subscription = await transport.subscribe(self.queue, self.prefetch, self._sink, self._on_lost)
+        if self.waiting:  # pushed before there was anything to settle them on
+            self._arrived()
 
     @property
     def state(self) -> ConsumerState:
@@ -84,7 +86,8 @@ class Intake:
     def _sink(self, delivery: Delivery) -> None:
         self._unsettled[delivery] = self._clock.monotonic()
         self.waiting.append(delivery)
-        self._arrived()
+        if self._subscription is not None:
+            self._arrived()
 
     def _on_lost(self, _epoch: int) -> None:
         self.waiting.clear()

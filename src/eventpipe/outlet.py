@@ -4,6 +4,7 @@ import asyncio
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from .clock import Chance, Clock, Deadlines
 from .codec import BODY_LIMIT
@@ -15,8 +16,7 @@ WINDOW = (4096, 64 * 1024 * 1024)
 """Messages and bytes that may be unconfirmed at once; further publishes wait, within their timeout."""
 
 
-@dataclass(frozen=True, slots=True)
-class Receipt:
+class Receipt(NamedTuple):
     """The broker has the message: it confirmed it."""
 
     id: str

@@ -18,6 +18,7 @@ from .errors import ConfigurationError
 from .handler import UNSTATED
 from .message import DeadMessage, Message
 from .outlet import Outlet
+from .packing import Pack
 from .publisher import Publisher, make_publisher
 from .retry import Decision, Retry
 from .routing import Exchange, Queue, Topology, topology
@@ -129,6 +130,7 @@ class EventPipe:
         id: Callable[[T], str] | None = None,
         mandatory: bool = True,
         timeout: float = PUBLISH_TIMEOUT,
+        pack: Pack | None = None,
     ) -> Publisher[T]: ...
     @overload  # a union or a list, which type[T] can't express: annotate the variable
     def publisher(
@@ -140,6 +142,7 @@ class EventPipe:
         id: Callable[[Any], str] | None = None,
         mandatory: bool = True,
         timeout: float = PUBLISH_TIMEOUT,
+        pack: Pack | None = None,
     ) -> Publisher[Any]: ...
     def publisher(
         self,
@@ -150,18 +153,20 @@ class EventPipe:
         id: Callable[[Any], str] | None = None,
         mandatory: bool = True,
         timeout: float = PUBLISH_TIMEOUT,
+        pack: Pack | None = None,
     ) -> Publisher[Any]:
         """Make a publisher of one type of events.
 
         ``key`` is the routing key, or makes it from the event; by default it is the queue's name or the event's type.
         ``id`` makes a stable message id from the event; by default it is random. ``mandatory``: an event that reaches
-        no queue is an ``Unroutable`` error. ``timeout`` is in seconds.
+        no queue is an ``Unroutable`` error. ``timeout`` is in seconds. ``pack`` sends many events in one message; what
+        a handler's ``output=`` publishes is never packed, for its ids derive from the input's.
 
         Raises:
             ConfigurationError: the type, the target or an option can't work.
         """
         made = make_publisher(
-            event_type, to, Wish(key=key, id=id, timeout=timeout), mandatory=mandatory, outlet=self._outlet
+            event_type, to, Wish(key=key, id=id, timeout=timeout), mandatory=mandatory, outlet=self._outlet, pack=pack
         )
         self._publishers.append(made)
         return made
@@ -262,6 +267,8 @@ class EventPipe:
             await self._stop(list(session.workers.values()))
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self.drain):
+                    packers = [publisher.packer for publisher in self._publishers if publisher.packer is not None]
+                    await asyncio.gather(*(packer.close() for packer in packers))
                     await session.transport.flush()
         finally:
             self._session = None

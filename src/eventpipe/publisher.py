@@ -1,18 +1,20 @@
 """A typed event onto an exchange or a queue, confirmed by the broker before ``publish`` returns."""
 
+import functools
 import hashlib
 import types
 import typing
-from collections.abc import AsyncIterable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 from .clock import uuid7
-from .codec import Codec, codec_for, type_name, wire_type
+from .codec import BATCH, BytesCodec, Codec, codec_for, type_name, wire_type
 from .context import current
 from .errors import ConfigurationError, InvalidMessage, PublishError, PublishManyError
 from .message import EXCHANGE, EXPIRES, KEY, TIME, Message, Properties
 from .outlet import Outlet, Receipt
+from .packing import Label, Pack, Packer, bodies_of, receipts_of
 from .routing import Exchange, Queue
 from .transports.base import Outgoing
 from .wish import SHORT, Wish
@@ -22,7 +24,7 @@ T = TypeVar("T")
 _OUTPUTS_AT_ONCE = 100
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Publisher(Generic[T]):
     """Publishes events of one type to one exchange or queue; made by ``pipe.publisher``.
 
@@ -35,6 +37,7 @@ class Publisher(Generic[T]):
     mandatory: bool
     outlet: Callable[[], Outlet] = field(repr=False)
     codec: Codec[T] = field(repr=False)
+    packer: Packer | None = field(default=None, repr=False)
 
     async def publish(  # noqa: PLR0913  each option is an AMQP property of its own
         self,
@@ -67,6 +70,8 @@ class Publisher(Generic[T]):
                 key=key, id=id, headers=headers, priority=priority, expires=expires, timeout=timeout, delay=delay
             )
         outlet = self.outlet()
+        if self.packer is not None and wish.id is None and not wish.delay:
+            return await self._pack(self.packer, event, outlet, wish)
         return await outlet.send(self.outgoing(event, outlet, wish), wish)
 
     async def publish_many(self, events: Iterable[T], *, timeout: float | None = None) -> list[Receipt]:
@@ -80,8 +85,11 @@ class Publisher(Generic[T]):
         """
         wish = self.wish if timeout is None else self._override(timeout=timeout)
         outlet = self.outlet()
-        outgoings = [self.outgoing(event, outlet, wish) for event in events]
-        verdicts = await outlet.send_many(outgoings, wish)
+        if self.packer is not None:
+            verdicts = await self._send_packs(self.packer.pack, list(events), outlet, wish)
+        else:
+            outgoings = [self.outgoing(event, outlet, wish) for event in events]
+            verdicts = await outlet.send_many(outgoings, wish)
         receipts = [verdict for verdict in verdicts if isinstance(verdict, Receipt)]
         if len(receipts) < len(verdicts):
             failed = len(verdicts) - len(receipts)
@@ -108,39 +116,96 @@ class Publisher(Generic[T]):
 
     def outgoing(self, event: T, outlet: Outlet, wish: Wish) -> Outgoing:
         """Encode an event with its properties. Raises ``InvalidMessage``."""
+        body = self._body(event, outlet)
+        message_id = self._text("id", wish.id, event) or uuid7(outlet.clock, outlet.chance)
+        key, named = self._label(event, wish)
+        cause = current.get()
+        correlation_id = message_id if cause is None else cause.message.correlation_id
+        return self._outgoing(
+            body, outlet, wish, Properties(message_id=message_id, correlation_id=correlation_id, type=named), key
+        )
+
+    def _body(self, event: T, outlet: Outlet) -> bytes:
         body = self.codec.encode(event)
         if len(body) > outlet.body_limit:
             raise InvalidMessage(f"a body of {len(body)} bytes is over the limit of {outlet.body_limit}")
-        event_type = type(event) if self._many_types else self.event_type
+        return body
+
+    def _label(self, event: T, wish: Wish) -> tuple[str, str]:
+        """Give an event's routing key and wire type."""
+        named = wire_type(type(event)) if self._many_types else self.wire_type
+        key = self.to.name if isinstance(self.to, Queue) else (self._text("key", wish.key, event) or named)
+        return key, named
+
+    def _outgoing(self, body: bytes, outlet: Outlet, wish: Wish, properties: Properties, key: str) -> Outgoing:
+        """Complete the properties, and address the message."""
         to_queue = isinstance(self.to, Queue)
         now = round(outlet.clock.time() * 1000)
-        message_id = self._text("id", wish.id, event) or uuid7(outlet.clock, outlet.chance)
-        cause = current.get()
         headers = {**wish.headers, TIME: now}
-        key = self.to.name if to_queue else (self._text("key", wish.key, event) or wire_type(event_type))
         if wish.expires is not None:
             headers[EXPIRES] = now + round(wish.expires * 1000)
+            properties.expiration = str(round(wish.expires * 1000))
         if wish.delay > 0:
             headers |= {EXCHANGE: "" if to_queue else self.to.name, KEY: key}
-        properties = Properties(
-            content_type=self.codec.content_type,
-            headers=headers,
-            priority=wish.priority,
-            correlation_id=message_id if cause is None else cause.message.correlation_id,
-            expiration=None if wish.expires is None else str(round(wish.expires * 1000)),
-            message_id=message_id,
-            timestamp=now // 1000,
-            type=wire_type(event_type),
-        )
-        return Outgoing(
-            exchange="" if to_queue else self.to.name,
-            key=key,
-            body=body,
-            properties=properties,
-            mandatory=self.mandatory,
-        )
+        properties.headers, properties.timestamp, properties.priority = headers, now // 1000, wish.priority
+        if properties.content_type is None:
+            properties.content_type = self.codec.content_type
+        return Outgoing("" if to_queue else self.to.name, key, body, properties, self.mandatory)
 
-    @property
+    # --- packs
+
+    async def _pack(self, packer: Packer, event: T, outlet: Outlet, wish: Wish) -> Receipt:
+        body = self._body(event, outlet)
+        key, named = self._label(event, wish)
+        cause = current.get()
+        chain = None if cause is None else cause.message.correlation_id
+        options = (wish.priority, wish.expires, wish.timeout, repr(wish.headers))
+
+        def wrap(bodies: bytes) -> Outgoing:
+            return self._batch(bodies, outlet, wish, key, named, chain)
+
+        return await packer.publish(body, Label(key, named, chain, options), wrap, outlet, wish)
+
+    async def _send_packs(
+        self, pack: Pack, events: list[T], outlet: Outlet, wish: Wish
+    ) -> list[Receipt | PublishError]:
+        cause = current.get()
+        chain = None if cause is None else cause.message.correlation_id
+        outgoings: list[Outgoing] = []
+        counts: list[int] = []
+        order: list[int] = []
+        kinds = self._kinds(events, wish)
+        for (key, named), indices in kinds.items():
+            chosen = events if len(indices) == len(events) else [events[index] for index in indices]
+            order += indices
+            for body, count in bodies_of(self.codec, chosen, pack, outlet.body_limit):
+                outgoings.append(self._batch(body, outlet, wish, key, named, chain))
+                counts.append(count)
+        verdicts = receipts_of(await outlet.send_many(outgoings, wish), counts)
+        if len(kinds) < 2:
+            return verdicts
+        return [verdict for _, verdict in sorted(zip(order, verdicts, strict=True), key=lambda pair: pair[0])]
+
+    def _kinds(self, events: list[T], wish: Wish) -> Mapping[tuple[str, str], Sequence[int]]:
+        """Sort events by what has to be equal in a pack."""
+        if not self._many_types and (isinstance(self.to, Queue) or not callable(wish.key)):
+            return {self._label(events[0], wish): range(len(events))} if events else {}
+        kinds: dict[tuple[str, str], list[int]] = {}
+        for index, event in enumerate(events):
+            kinds.setdefault(self._label(event, wish), []).append(index)
+        return kinds
+
+    def _batch(self, body: bytes, outlet: Outlet, wish: Wish, key: str, named: str, chain: str | None) -> Outgoing:
+        message_id = uuid7(outlet.clock, outlet.chance)
+        properties = Properties(content_type=BATCH, message_id=message_id, correlation_id=chain, type=named)
+        return self._outgoing(body, outlet, wish, properties, key)
+
+    @functools.cached_property
+    def wire_type(self) -> str:
+        """What AMQP's ``type`` says, unless each event's own class does."""
+        return wire_type(self.event_type)
+
+    @functools.cached_property
     def _many_types(self) -> bool:
         """Whether the declared type is a union: then each event's own class names it."""
         return isinstance(self.event_type, types.UnionType) or typing.get_origin(self.event_type) is typing.Union
@@ -168,7 +233,13 @@ class Publisher(Generic[T]):
 
 
 def make_publisher(
-    event_type: Any, to: Exchange | Queue, wish: Wish, *, mandatory: bool, outlet: Callable[[], Outlet]
+    event_type: Any,
+    to: Exchange | Queue,
+    wish: Wish,
+    *,
+    mandatory: bool,
+    outlet: Callable[[], Outlet],
+    pack: Pack | None = None,
 ) -> Publisher[Any]:
     """Check what a publisher is declared with. Raises ``ConfigurationError``."""
     if not isinstance(to, (Exchange, Queue)):
@@ -183,7 +254,11 @@ def make_publisher(
         wish.check()
     except InvalidMessage as error:
         raise ConfigurationError(f"pipe.publisher({type_name(event_type)}): {error}") from error
-    return Publisher(event_type, to, wish, mandatory, outlet, codec_for(event_type))
+    codec = codec_for(event_type)
+    if pack is not None and (wish.id is not None or isinstance(codec, BytesCodec)):
+        what = "id=: packed events are named <pack id>/<index>" if wish.id else "bytes: a pack is a JSON array"
+        raise ConfigurationError(f"pipe.publisher({type_name(event_type)}, pack=…) can't have {what}")
+    return Publisher(event_type, to, wish, mandatory, outlet, codec, None if pack is None else Packer(pack))
 
 
 def output_id(cause: Message, index: int) -> str:

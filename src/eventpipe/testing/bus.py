@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any, TypeVar
 
 from ..clock import SystemClock
-from ..codec import codec_for, wire_type
+from ..codec import BATCH, codec_for, wire_type
 from ..copies import read_dead
 from ..errors import ConfigurationError
 from ..message import NO_HEADERS, DeadMessage, Message, Properties
@@ -37,11 +37,15 @@ class Bus:
     def published(self, event_type: type[T]) -> list[T]:
         """Give the events of a type that were published and confirmed, in order."""
         codec = codec_for(event_type)
-        return [
-            codec.decode(outgoing.body, outgoing.properties.content_type)
-            for outgoing in self._record.published
-            if outgoing.properties.type == wire_type(event_type)
-        ]
+        events: list[T] = []
+        for outgoing in self._record.published:
+            if outgoing.properties.type != wire_type(event_type):
+                continue
+            if outgoing.properties.content_type == BATCH:
+                events += codec.decode_many(outgoing.body)
+            else:
+                events.append(codec.decode(outgoing.body, outgoing.properties.content_type))
+        return events
 
     def handled(self, queue: Queue | str) -> list[Message]:
         """Give the messages of a queue whose handler ended well, in order."""

@@ -110,13 +110,10 @@ class Wire(asyncio.StreamReaderProtocol):
         while size - at >= frames.FRAME.size:
             kind, channel, length = unpack(data, at)
             end = at + length + frames.OVERHEAD
-            if length + frames.OVERHEAD > self.frame_max:
-                raise Violation(f"a frame of {length} bytes; at most {self.frame_max} were agreed on")
-            if end > size:
+            if end > size or data[end - 1] != END:
+                self._check(length, complete=end <= size)
                 self._need = end - at
                 break
-            if data[end - 1] != END:
-                raise Violation("a frame without its end")
             lane = lanes.get(channel)
             if lane is not None and lane.take(kind, data, at + frames.FRAME.size, end - 1):
                 if at > kept:
@@ -128,6 +125,13 @@ class Wire(asyncio.StreamReaderProtocol):
         elif self._loop.time() - self._fed > self._feed_every:
             self._feed(HEARTBEAT)  # aiormq's watchdog counts only what it reads itself
         return at
+
+    def _check(self, length: int, *, complete: bool) -> None:
+        """Refuse a frame that can't be waited for."""
+        if complete:
+            raise Violation("a frame without its end")
+        if length + frames.OVERHEAD > self.frame_max:
+            raise Violation(f"a frame of {length} bytes; frames of at most {self.frame_max} were agreed on")
 
     def _feed(self, data: bytes) -> None:
         self._fed = self._loop.time()
