@@ -4,6 +4,7 @@ import asyncio
 import contextvars
 import inspect
 import types
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -26,23 +27,18 @@ DONE: Outcome = (Ack(), None)
 class Run:
     """One event being worked on. Its message is made when somebody asks for it: few handlers do."""
 
-    __slots__ = ("_message", "index", "parcel", "slot", "unpacking")
+    __slots__ = ("_made", "index", "parcel", "slot", "unpacking")
 
-    def __init__(self, parcel: Parcel, index: int, slot: Slot, unpacking: Unpacking) -> None:
-        self.parcel, self.index, self.slot, self.unpacking = parcel, index, slot, unpacking
-        self._message: Message | None = None
+    def __init__(self, parcel: Parcel, slot: Slot, unpacking: Unpacking) -> None:
+        self.parcel, self.slot, self.unpacking = parcel, slot, unpacking
+        self.index = 0  # of the event, in its batch; the next one's once this one has ended
+        self._made: tuple[int, Message] | None = None
 
     @property
     def message(self) -> Message:
-        message = self._message
-        if message is None:
-            message = self._message = self.unpacking.message(self.parcel, self.index)
-        return message
-
-    def go_on(self, index: int) -> None:
-        """Become the run of another event of the same parcel."""
-        self.index = index
-        self._message = None
+        if self._made is None or self._made[0] != self.index:
+            self._made = self.index, self.unpacking.message(self.parcel, self.index)
+        return self._made[1]
 
 
 class Handling:
@@ -79,13 +75,26 @@ class Handling:
         except Undecodable as error:
             return DeadLetter(f"undecodable: {error}"), None
         except BaseException as error:  # noqa: BLE001  a handler may raise anything, and each must be settled
-            failure = self._failure(slot, error)
-            return self._decide(run.message, failure), failure
+            return self.failed(run, error)
         else:
             return DONE
         finally:
             if tick is not None:
                 self._deadlines.discard(slot, tick)
+
+    def direct(self, parcel: Parcel) -> Callable[[Any], Any] | None:
+        """Give the handler's own function, if calling it with an event is all there is to do for a decoded batch."""
+        work, properties = self._work, parcel.delivery.properties
+        if parcel.events is None or work.timeout is not None or work.emit is not None or EXPIRES in properties.headers:
+            return None
+        handler = self._unpacking.handler(properties.type)
+        plain = handler.kind is Kind.COROUTINE and self._around.observe is None and parcel.move is None
+        return handler.direct if plain else None
+
+    def failed(self, run: Run, error: BaseException) -> Outcome:
+        """Decide what becomes of a message whose handler raised; a cancellation that was asked for is raised again."""
+        failure = self._failure(run.slot, error)
+        return self._decide(run.message, failure), failure
 
     def _late(self, run: Run) -> str | None:
         properties = run.parcel.delivery.properties

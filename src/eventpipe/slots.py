@@ -43,7 +43,7 @@ class Slots:
         self._limit, self._serve, self._rested = limit, serve, rested
         self._alive: set[Slot] = set()
         self._idle: list[Slot] = []
-        self._called = False
+        self.called = False
 
     def open(self) -> None:
         """Remember the loop and the context that every task begins with."""
@@ -52,7 +52,7 @@ class Slots:
 
     def call(self) -> None:
         """Have one more slot look for work, unless one is about to."""
-        if self._called:
+        if self.called:
             return
         if self._idle:
             wake = self._idle.pop().wake
@@ -65,7 +65,7 @@ class Slots:
             slot.task = self._loop.create_task(self._live(slot), context=self._context.copy())
         else:
             return
-        self._called = True
+        self.called = True
 
     def close(self) -> None:
         """End the tasks that wait for work."""
@@ -85,7 +85,7 @@ class Slots:
             self._rested()
 
     async def _work(self, slot: Slot) -> bool:
-        self._called = False
+        self.called = False
         self.busy.add(slot)
         try:
             keep = await self._serve(slot)

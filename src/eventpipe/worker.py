@@ -7,8 +7,10 @@ one settlement of the delivery, or leaves it to the broker to deliver again.
 
 import asyncio
 from collections import deque
-from contextvars import copy_context
-from typing import assert_never
+from collections.abc import Callable
+from contextvars import Context, copy_context
+from time import monotonic
+from typing import Any, assert_never
 
 import structlog
 
@@ -204,7 +206,6 @@ class Worker:
 
     async def _serve(self, slot: Slot) -> bool:
         """Begin one event after another until there are none; ``False`` once a handler has bound something."""
-        monotonic = self._around.clock.monotonic
         until = monotonic() + SLICE
         while (parcel := self._take()) is not None:
             if not await self._work(slot, parcel, until):
@@ -219,22 +220,15 @@ class Worker:
     async def _work(self, slot: Slot, parcel: Parcel, until: float) -> bool:
         """Handle events of a parcel that have not begun, one after another; tell whether the context is as before."""
         slot.parcel = parcel
-        run = Run(parcel, 0, slot, self._unpacking)
+        run = Run(parcel, slot, self._unpacking)
         current.set(run)
         before = copy_context()
-        monotonic = self._around.clock.monotonic
-        clean = True
+        direct = self._handling.direct(parcel)
         try:
-            while clean and parcel.begun < parcel.size:
-                run.go_on(parcel.begun)
-                parcel.begun += 1
-                if self._waiting:
-                    self._slots.call()  # should this handler suspend, the next event need not wait
-                await self._handle(run)
-                clean = _same(before)
-                parcel.open -= 1
-                if monotonic() >= until or slot.stuck:
-                    break
+            if direct is None:
+                clean = await self._each(run, before, until)
+            else:
+                clean = await self._each_directly(run, direct, before, until)
             if not parcel.open:
                 self._settle(parcel)
         except NotStored:
@@ -244,6 +238,42 @@ class Worker:
         finally:
             slot.parcel = None
         return clean
+
+    async def _each(self, run: Run, before: Context, until: float) -> bool:
+        parcel = run.parcel
+        clean = True
+        while clean and parcel.begun < parcel.size:
+            run.index = parcel.begun
+            parcel.begun += 1
+            if not self._slots.called and self._waiting:
+                self._slots.call()  # should this handler suspend, the next event need not wait
+            await self._handle(run)
+            clean = _same(before)
+            parcel.open -= 1
+            if run.slot.stuck or monotonic() >= until:
+                break
+        return clean
+
+    async def _each_directly(self, run: Run, handle: Callable[[Any], Any], before: Context, until: float) -> bool:
+        """Do the same for a decoded batch whose handler needs nothing but the event: two microseconds for each."""
+        parcel, events, slots = run.parcel, run.parcel.events or [], self._slots
+        counts, size = self.counts, run.parcel.size
+        while (index := parcel.begun) < size:
+            run.index = index
+            parcel.begun = index + 1
+            if not slots.called and self._waiting:
+                slots.call()
+            try:
+                await handle(events[index])
+                counts.handled += 1
+            except BaseException as error:  # noqa: BLE001  a handler may raise anything, and each must be settled
+                await self._store(run, self._handling.failed(run, error))
+            parcel.open -= 1
+            if not _same(before):
+                return False
+            if monotonic() >= until:
+                break
+        return True
 
     async def _handle(self, run: Run) -> None:
         """Handle one event, and carry out what was decided. A crash in here repeats the event and never loses it."""
@@ -288,7 +318,7 @@ class Worker:
         self._recall.concluded(parcel, settled=settled, now=self._around.clock.monotonic())
 
 
-def _same(before: object) -> bool:
+def _same(before: Context) -> bool:
     """Tell whether nothing was bound since ``before``; cheap when nothing was."""
     try:
         return bool(copy_context() == before)

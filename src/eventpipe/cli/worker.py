@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import gc
 import os
 import sys
 
@@ -44,6 +45,8 @@ def main() -> None:
     try:
         pipe = load_pipe(given.target)
         pipe.drain = pipe.drain if given.drain is None else given.drain
+        gc.collect()
+        gc.freeze()  # what is loaded by now stays: a full collection that walks it costs tens of milliseconds
         asyncio.run(serve(pipe, given.only, ready=given.ready, life=given.life))
     except EventPipeError as error:
         sys.exit(explain(error))
