@@ -423,3 +423,55 @@ async def test_a_handler_that_ignores_cancellation_is_left_behind(monkeypatch: p
         assert [] == b.queue.settled
         stubborn = False
         await eventually(lambda: not b.worker.in_flight)
+
+
+async def test_what_is_pushed_before_subscribing_has_ended_is_settled() -> None:
+    """A fast broker delivers before it has said that it will."""
+
+    class Eager(PushTransport):
+        async def subscribe(self, *args: object) -> object:
+            made = await super().subscribe(*args)
+            if len(self.subscriptions) == 1:
+                made.push(b"7")
+                for _ in range(5):
+                    await asyncio.sleep(0)
+            return made
+
+    seen: list[int] = []
+
+    async def handle(event: int) -> None:
+        seen.append(event)
+
+    transport = Eager()
+    work = Work(queue=QUEUE, handlers=(plan(handle),), concurrency=1, prefetch=2, retry=Retry())
+    worker = Worker(work, Surroundings(transport, SystemClock(), random.Random(1)))
+    await worker.start()
+    await eventually(lambda: transport.subscriptions["orders"].settled)
+    await worker.stop(1.0)
+    assert ([7], [(1, 1)]) == (seen, transport.subscriptions["orders"].settled)
+
+
+async def test_a_busy_worker_lets_the_loop_have_its_turn() -> None:
+    """Handlers that never suspend, many of them waiting: timers are still served within a few slices."""
+    gaps: list[float] = []
+    loop = asyncio.get_running_loop()
+    last = loop.time()
+
+    def tick() -> None:
+        nonlocal last
+        gaps.append(loop.time() - last)
+        last = loop.time()
+        timer[0] = loop.call_later(0, tick)
+
+    async def handle(event: int) -> None:
+        end = loop.time() + 0.0005
+        while loop.time() < end:
+            pass
+
+    timer = [loop.call_later(0, tick)]
+    async with bench(handle, prefetch=500) as b:
+        for number in range(200):
+            b.queue.push(b"%d" % number)
+        await eventually(lambda: len(b.queue.settled) == 200)
+    timer[0].cancel()
+    assert len(gaps) > 20

@@ -49,7 +49,7 @@ class Worker:
         self._suspects = None if suspects is None else self._intake(suspects, 1)
         self._open: deque[Parcel] = deque()
         self._alone: Parcel | None = None
-        self._stopping = False
+        self._stopping = self._pausing = False
         self._nothing_runs: asyncio.Future[None] | None = None
         self._slots = Slots(work.concurrency, self._serve, self._rested)
         self._recall = Recall(work.prefetch)
@@ -123,7 +123,7 @@ class Worker:
         """Hear that a slot has ended its work, or its life: others may go on with what it left."""
         if self._nothing_runs is not None and not self._slots.busy and not self._nothing_runs.done():
             self._nothing_runs.set_result(None)
-        if not self._stopping and self._waiting:
+        if not self._stopping and not self._pausing and self._waiting:
             self._slots.call()
 
     @property
@@ -143,7 +143,7 @@ class Worker:
 
     def _take(self) -> Parcel | None:
         """Give a parcel that has an event to begin."""
-        while not self._stopping:
+        while not self._stopping and not self._pausing:
             if self._alone is not None:
                 mine = len(self._slots.busy) == 1 and self._alone.begun < self._alone.size
                 return self._alone if mine else None
@@ -213,9 +213,17 @@ class Worker:
             if slot.stuck:
                 return True
             if monotonic() >= until:
-                await asyncio.sleep(0)
+                await self._pause()
                 until = monotonic() + SLICE
         return True
+
+    async def _pause(self) -> None:
+        """Let the loop have its turn, in which no other slot begins anything either."""
+        self._pausing = True
+        try:
+            await asyncio.sleep(0)
+        finally:
+            self._pausing = False
 
     async def _work(self, slot: Slot, parcel: Parcel, until: float) -> bool:
         """Handle events of a parcel that have not begun, one after another; tell whether the context is as before."""

@@ -138,7 +138,15 @@ async def test_each_poison_is_dead_lettered_once_and_harms_nobody(
     assert len(dead) == len(poisons)
     assert sorted(poison.body for poison in poisons) == sorted(one.body for one in dead)
     reasons = [str(one.properties.headers[REASON]) for one in dead]
-    for field in (*SHORTS, "routing key", "headers", "timestamp", "over the limit", "nested more than", "more than 1000"):
+    for field in (
+        *SHORTS,
+        "routing key",
+        "headers",
+        "timestamp",
+        "over the limit",
+        "nested more than",
+        "more than 1000",
+    ):
         assert any(field in reason for reason in reasons), field
     kept = [one.properties.headers[RAW] for one in dead if RAW in one.properties.headers]
     for poison in poisons:
