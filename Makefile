@@ -5,7 +5,7 @@ PIP := $(BIN)/pip --disable-pip-version-check -q install -c constraints.txt
 URL ?= memory://
 EVENTS ?=
 
-.PHONY: demo test check faults clean rabbitmq
+.PHONY: demo test check faults bench bench-quick clean rabbitmq
 
 demo: .venv/demo-ready  ## the main job; URL=amqp://… for RabbitMQ, EVENTS=20000 for the first 20,000
 	@$(BIN)/python examples/departures/demo.py --url "$(URL)" $(if $(EVENTS),--events $(EVENTS))
@@ -46,3 +46,13 @@ rabbitmq:
 
 clean:
 	@rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist src/*.egg-info
+
+bench: .venv/bench-ready rabbitmq  ## everything, seven interleaved rounds; writes benchmarks/results.json and .svg
+	@$(BIN)/python -m benchmarks.run $(ARGS)
+
+bench-quick: .venv/bench-ready rabbitmq  ## quorum queue, 100 B, asyncio; every case and peer once
+	@$(BIN)/python -m benchmarks.run --quick
+
+.venv/bench-ready: .venv/dev-ready
+	@$(PIP) -e '.[bench]'
+	@touch $@

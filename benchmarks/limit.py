@@ -83,9 +83,7 @@ class Limit:
         _, self.bare = await asyncio.get_running_loop().create_connection(Bare, parts.hostname, parts.port)
         self.bare.transport.write(b"AMQP\0\0\x09\x01")
         await self.bare.answers.get()
-        await self._call(
-            commands.Connection.StartOk({}, "PLAIN", f"\0{parts.username}\0{parts.password}", "en_US"), 0
-        )
+        await self._call(commands.Connection.StartOk({}, "PLAIN", f"\0{parts.username}\0{parts.password}", "en_US"), 0)
         self._send(commands.Connection.TuneOk(2047, 131_072, 0), 0)
         await self._call(commands.Connection.Open(unquote(parts.path[1:]) or "/"), 0)
         await self._call(commands.Channel.Open())

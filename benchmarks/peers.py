@@ -201,6 +201,7 @@ class Taskiq(Peer):
 
         kind = QueueType.QUORUM if self.kind == "quorum" else QueueType.CLASSIC
         self.broker = AioPikaBroker(self.url, qos=PREFETCH).with_queue(TaskiqQueue(name=self.queue, type=kind))
+        self.broker.is_worker_process = True  # it gets its consuming channel at startup only then
         self.counter = Counter(0)
 
         @self.broker.task
@@ -213,7 +214,7 @@ class Taskiq(Peer):
     async def close(self) -> None:
         if hasattr(self, "receiver"):
             self.receiver.cancel()
-            await asyncio.wait([self.receiver])
+            await asyncio.wait([self.receiver], timeout=3)
         await self.broker.shutdown()
 
     async def send(self, event: Tweet) -> None:
