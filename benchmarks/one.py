@@ -1,6 +1,6 @@
-"""One peer, one round, in a process of its own: ``python -m benchmarks.one PEER URL QUEUE KIND SIZE LOOP COUNT SECONDS``.
+"""One peer, one round, in a process of its own.
 
-Prints a JSON object of results. ``eventpipe-packed`` starts its consumer as a second process.
+``python -m benchmarks.one PEER URL QUEUE KIND SIZE LOOP COUNT SECONDS`` prints a JSON object of results. ``eventpipe-packed`` starts its consumer as a second process.
 """
 
 import asyncio

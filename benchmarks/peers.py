@@ -1,4 +1,6 @@
-"""Each peer as its documentation shows it, with the same guarantees: persistent, confirmed, acknowledged after handling.
+"""Each peer as its documentation shows it, all with the same guarantees.
+
+They are: persistent, confirmed, acknowledged after handling.
 
 A peer is used in order: ``open``, the publishing cases, ``consume``; ``None`` for what it does not have.
 """

@@ -40,9 +40,9 @@ NO_LOOP = {"kombu", "pika"}
 NO_BROKER = {"eventpipe-memory", "packed-memory"}
 TIMEOUT = 180
 GUARANTEES = (
-    "All: persistent, confirmed one by one or together, acknowledged after handling, prefetch 200. Typed with pydantic: "
-    "eventpipe, FastStream, taskiq; the others parse JSON into the same model by hand. limit: frames made once, nothing "
-    "parsed. kombu and pika block: one caller. taskiq does not ask for mandatory."
+    "All: persistent, confirmed, acknowledged after handling, prefetch 200. Typed with pydantic: eventpipe, FastStream, "
+    "taskiq; the others parse JSON into the same model by hand. limit: frames made once, nothing parsed. kombu and "
+    "pika block: one caller. Garbage collection: what is loaded before the first event is frozen, for all."
 )
 
 
@@ -55,7 +55,7 @@ class Setting:
     loop: str
 
 
-def settings(quick: bool) -> Iterator[Setting]:
+def settings(*, quick: bool) -> Iterator[Setting]:
     """The whole matrix, or the one setting that the figures are about."""
     yield Setting("quorum", 100, "asyncio")
     if quick:
@@ -91,7 +91,7 @@ async def measure(rounds: int, count: int, latency: float, *, quick: bool) -> li
     found: dict[tuple[str, str, Setting], list[float]] = defaultdict(list)
     with RabbitNode.start(config="vm_memory_high_watermark.relative = 0.7\n") as node:
         for number in range(rounds):
-            for setting in settings(quick):
+            for setting in settings(quick=quick):
                 vhost = node.create_vhost()
                 for peer in PEERS:
                     if (setting.loop == "uvloop" and peer in NO_LOOP) or (
@@ -132,7 +132,7 @@ def show(results: list[dict[str, object]]) -> None:
             cells = []
             for case in CASES:
                 value, base = here.get((case, peer)), here.get((case, "faststream"))
-                ratio = f" ({value / base:.1f}×)" if value and base else ""
+                ratio = f" ({value / base:.1f}x)" if value and base else ""
                 cells.append("" if value is None else f"{value:,.1f}{ratio}" if value < 100 else f"{value:,.0f}{ratio}")
             table.add_row(str(peer), *cells)
         console.print(table)

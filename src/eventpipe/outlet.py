@@ -3,7 +3,6 @@
 import asyncio
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from .clock import Chance, Clock, Deadlines
@@ -181,8 +180,7 @@ class Outlet:
         return "" if state.connected else f" (not connected: {state.error or 'reconnecting'})"
 
 
-@dataclass(frozen=True, slots=True)
-class _Sent:
+class _Sent(NamedTuple):
     future: "asyncio.Future[Verdict]"
     tick: int
     timeout: float

@@ -88,8 +88,7 @@ class Publisher(Generic[T]):
         if self.packer is not None:
             verdicts = await self._send_packs(self.packer.pack, list(events), outlet, wish)
         else:
-            outgoings = [self.outgoing(event, outlet, wish) for event in events]
-            verdicts = await outlet.send_many(outgoings, wish)
+            verdicts = await outlet.send_many(self._outgoings(events, outlet, wish), wish)
         receipts = [verdict for verdict in verdicts if isinstance(verdict, Receipt)]
         if len(receipts) < len(verdicts):
             failed = len(verdicts) - len(receipts)
@@ -116,14 +115,36 @@ class Publisher(Generic[T]):
 
     def outgoing(self, event: T, outlet: Outlet, wish: Wish) -> Outgoing:
         """Encode an event with its properties. Raises ``InvalidMessage``."""
-        body = self._body(event, outlet)
-        message_id = self._text("id", wish.id, event) or uuid7(outlet.clock, outlet.chance)
-        key, named = self._label(event, wish)
+        return self._single(self._body(event, outlet), self._names(event, wish), outlet, wish)
+
+    def _outgoings(self, events: Iterable[T], outlet: Outlet, wish: Wish) -> Iterable[Outgoing]:
+        """Encode all events now; complete each message when it is its turn."""
+        ready = [(self._body(event, outlet), self._names(event, wish)) for event in events]
+        return (self._single(body, names, outlet, wish) for body, names in ready)
+
+    def _names(self, event: T, wish: Wish) -> tuple[str, str, str | None]:
+        """Give an event's routing key, wire type and id, as far as they are the event's."""
+        if self._uniform and wish.key is self.wish.key and wish.id is None:
+            return self._same_names
+        return *self._label(event, wish), self._text("id", wish.id, event)
+
+    @functools.cached_property
+    def _uniform(self) -> bool:
+        """Whether all events have one key and one type."""
+        return not self._many_types and not callable(self.wish.key)
+
+    @functools.cached_property
+    def _same_names(self) -> tuple[str, str, None]:
+        key = self.to.name if isinstance(self.to, Queue) else (self.wish.key or self.wire_type)
+        return key, self.wire_type, None
+
+    def _single(self, body: bytes, names: tuple[str, str, str | None], outlet: Outlet, wish: Wish) -> Outgoing:
+        key, named, given = names
+        message_id = given or uuid7(outlet.clock, outlet.chance)
         cause = current.get()
         correlation_id = message_id if cause is None else cause.message.correlation_id
-        return self._outgoing(
-            body, outlet, wish, Properties(message_id=message_id, correlation_id=correlation_id, type=named), key
-        )
+        properties = Properties(message_id=message_id, correlation_id=correlation_id, type=named)
+        return self._outgoing(body, outlet, wish, properties, key)
 
     def _body(self, event: T, outlet: Outlet) -> bytes:
         body = self.codec.encode(event)

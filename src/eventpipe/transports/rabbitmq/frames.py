@@ -51,6 +51,7 @@ _CACHED = 1024
 
 _U16, _U32, _U64 = struct.Struct(">H"), struct.Struct(">I"), struct.Struct(">Q")
 _ACK = struct.Struct(">BHIIQBB")
+_LONG = struct.Struct(">cq")
 _SCALARS = {
     code: struct.Struct(">" + form)
     for code, form in zip(b"bBsuIilLfd", ("b", "B", "h", "H", "i", "I", "q", "q", "f", "d"), strict=True)
@@ -377,7 +378,7 @@ def _fields(table: Mapping[str, Any]) -> list[bytes]:
     parts: list[bytes] = []
     for name, value in table.items():
         if name != PUBLISH_ID:
-            parts += (_known(name), write_value(value))
+            parts += (_known(name), _LONG.pack(b"l", value) if type(value) is int else write_value(value))
     return parts
 
 
@@ -408,7 +409,7 @@ def _write_decimal(value: decimal.Decimal) -> bytes:
 _WRITERS: dict[type, Callable[[Any], bytes]] = {
     str: lambda value: _sized(b"S", value.encode()),
     bool: lambda value: b"t\1" if value else b"t\0",
-    int: lambda value: struct.pack(">cq", b"l", value),
+    int: lambda value: _LONG.pack(b"l", value),
     float: lambda value: struct.pack(">cd", b"d", value),
     bytes: lambda value: _sized(b"x", value),
     bytearray: lambda value: _sized(b"x", bytes(value)),
