@@ -1,6 +1,7 @@
-"""One peer, one round, in a process of its own.
+"""One peer, one round, in a process of its own; prints a JSON object of results.
 
-``python -m benchmarks.one PEER URL QUEUE KIND SIZE LOOP COUNT SECONDS`` prints a JSON object of results. ``eventpipe-packed`` starts its consumer as a second process.
+``python -m benchmarks.one PEER URL QUEUE KIND SIZE LOOP COUNT SECONDS``; a packed peer starts its consumer as a second
+process.
 """
 
 import asyncio

@@ -40,8 +40,8 @@ NO_LOOP = {"kombu", "pika"}
 NO_BROKER = {"eventpipe-memory", "packed-memory"}
 TIMEOUT = 180
 GUARANTEES = (
-    "All: persistent, confirmed, acknowledged after handling, prefetch 200. Typed with pydantic: eventpipe, FastStream, "
-    "taskiq; the others parse JSON into the same model by hand. limit: frames made once, nothing parsed. kombu and "
+    "All: persistent, confirmed, acknowledged after handling, prefetch 200. Typed with pydantic: eventpipe, FastStream "
+    "and taskiq; the others parse JSON into the same model by hand. limit: frames made once, nothing parsed. kombu and "
     "pika block: one caller. Garbage collection: what is loaded before the first event is frozen, for all."
 )
 
