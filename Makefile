@@ -5,7 +5,7 @@ PIP := $(BIN)/pip --disable-pip-version-check -q install -c constraints.txt
 URL ?= memory://
 EVENTS ?=
 
-.PHONY: demo test check faults bench bench-quick clean rabbitmq
+.PHONY: demo test check faults bench bench-quick bench-footprint clean rabbitmq
 
 demo: .venv/demo-ready  ## the main job; URL=amqp://… for RabbitMQ, EVENTS=20000 for the first 20,000
 	@$(BIN)/python examples/departures/demo.py --url "$(URL)" $(if $(EVENTS),--events $(EVENTS))
@@ -52,6 +52,9 @@ bench: .venv/bench-ready rabbitmq  ## everything, seven interleaved rounds; writ
 
 bench-quick: .venv/bench-ready rabbitmq  ## quorum queue, 100 B, asyncio; every case and peer once
 	@$(BIN)/python -m benchmarks.run --quick
+
+bench-footprint: .venv/bench-ready rabbitmq  ## the loop's lag, memory with a slow consumer and a blocked broker, import time
+	@$(BIN)/python -m benchmarks.footprint
 
 .venv/bench-ready: .venv/dev-ready
 	@$(PIP) -e '.[bench]'

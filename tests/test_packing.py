@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import threading
+import time
 from typing import Any
 
 import pytest
@@ -209,20 +211,46 @@ async def test_handlers_that_suspend_and_handlers_that_do_not(concurrency: int) 
     assert concurrency > 1 or seen == sorted(seen)
 
 
-async def test_plain_functions_take_packs() -> None:
-    """In threads, as ever."""
-    pipe = EventPipe("memory://", name="packs")
+async def test_plain_functions_take_packs_in_shares() -> None:
+    """In ``concurrency`` threads, not one submission for each event; a failing event costs itself."""
+    pipe = EventPipe("memory://", name="packs", retry=Retry(attempts=1))
     numbers = pipe.publisher(int, to=Queue("n"), pack=Pack())
     seen: list[int] = []
+    threads: set[int] = set()
 
     @pipe.consumer(Queue("n"), concurrency=4)
     def handle(number: int) -> None:
         if number == 7:
             raise ValueError(number)
+        threads.add(threading.get_ident())
+        time.sleep(0.001)
         seen.append(number)
 
-    async with running(pipe, url="memory://") as bus:
+    async with pipe, pipe.consuming():
         await numbers.publish_many(range(100))
-        await bus.settled()
-        assert len(bus.dead_letters("n")) == 1
+        await eventually(lambda: pipe.health().consumers[0].dead_lettered == 1)
+        await eventually(lambda: pipe.health().consumers[0].unsettled == 0)
+        assert pipe.health().consumers[0].handled == 99
     assert [number for number in range(100) if number != 7] == sorted(seen)
+    assert 2 <= len(threads) <= 4
+
+
+async def test_stopping_ends_a_share_after_the_event_in_hand() -> None:
+    """The rest of the batch comes again."""
+    pipe = EventPipe("memory://stopping-share", name="packs")
+    numbers = pipe.publisher(int, to=Queue("n"), pack=Pack())
+    seen: list[int] = []
+
+    @pipe.consumer(Queue("n"), concurrency=1)
+    def handle(number: int) -> None:
+        seen.append(number)
+        time.sleep(0.02)
+
+    async with pipe:
+        async with pipe.consuming():
+            await numbers.publish_many(range(20))
+            await eventually(lambda: seen)
+        assert len(seen) < 20
+        async with pipe.consuming():
+            await eventually(lambda: pipe.health().consumers[0].handled == 20)
+    assert set(range(20)) == set(seen)

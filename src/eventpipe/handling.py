@@ -82,14 +82,33 @@ class Handling:
             if tick is not None:
                 self._deadlines.discard(slot, tick)
 
-    def direct(self, parcel: Parcel) -> Callable[[Any], Any] | None:
-        """Give the handler's own function, if calling it with an event is all there is to do for a decoded batch."""
+    def quick(self, parcel: Parcel) -> Handler | None:
+        """Give the handler of a decoded batch, if calling it with each event is all there is to do."""
         work, properties = self._work, parcel.delivery.properties
-        if parcel.events is None or work.timeout is not None or work.emit is not None or EXPIRES in properties.headers:
+        if parcel.events is None or parcel.move is not None or self._around.observe is not None:
+            return None
+        if work.timeout is not None or work.emit is not None or EXPIRES in properties.headers:
             return None
         handler = self._unpacking.handler(properties.type)
-        plain = handler.kind is Kind.COROUTINE and self._around.observe is None and parcel.move is None
-        return handler.direct if plain else None
+        return None if handler.direct is None or handler.kind is Kind.GENERATOR else handler
+
+    async def in_thread(
+        self, run: Run, handle: Callable[[Any], Any], indices: range, stopped: Callable[[], bool]
+    ) -> tuple[int, list[tuple[int, BaseException]]]:
+        """Call a sync handler with these events of a batch, in one thread; give how many were handled, and failures."""
+        if self._threads is None:
+            raise ConfigurationError("a sync handler's worker was not started")
+        events = run.parcel.events or []
+        apart = contextvars.copy_context().run
+        thread = self._threads.submit(apart, _each_in_thread, run, handle, events, indices, stopped)
+        run.slot.thread = thread
+        tried, failures, awaitables = await asyncio.wrap_future(thread)
+        for index, awaitable in awaitables:
+            try:
+                await awaitable
+            except BaseException as error:  # noqa: BLE001  as with any handler
+                failures.append((index, error))
+        return tried, failures
 
     def failed(self, run: Run, error: BaseException) -> Outcome:
         """Decide what becomes of a message whose handler raised; a cancellation that was asked for is raised again."""
@@ -157,3 +176,26 @@ def _in_thread(handler: Handler, event: Any, message: Any) -> Any:
     """Call a sync handler in its thread; a generator runs there too, and not on the loop."""
     result = handler.invoke(event, message)
     return list(result) if isinstance(result, types.GeneratorType) else result
+
+
+def _each_in_thread(
+    run: Run, handle: Callable[[Any], Any], events: list[Any], indices: range, stopped: Callable[[], bool]
+) -> tuple[int, list[tuple[int, BaseException]], list[tuple[int, Any]]]:
+    """Call a sync handler event by event, each in a context of its own."""
+    failures: list[tuple[int, BaseException]] = []
+    awaitables: list[tuple[int, Any]] = []
+    tried = 0
+    for index in indices:
+        if stopped():
+            break
+        run.index = index
+        tried += 1
+        try:
+            result = contextvars.copy_context().run(handle, events[index])
+            if inspect.isawaitable(result):
+                awaitables.append((index, result))
+            elif isinstance(result, types.GeneratorType):
+                list(result)
+        except BaseException as error:  # noqa: BLE001  a handler may raise anything, and each must be settled
+            failures.append((index, error))
+    return tried, failures, awaitables

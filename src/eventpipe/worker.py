@@ -15,6 +15,7 @@ from typing import Any, assert_never
 import structlog
 
 from .context import current
+from .handler import Kind
 from .handling import DONE, Handling, Outcome, Run
 from .intake import Intake, Parcel
 from .recall import Recall
@@ -231,12 +232,14 @@ class Worker:
         run = Run(parcel, slot, self._unpacking)
         current.set(run)
         before = copy_context()
-        direct = self._handling.direct(parcel)
+        quick = self._handling.quick(parcel)
         try:
-            if direct is None:
+            if quick is None or quick.direct is None:
                 clean = await self._each(run, before, until)
+            elif quick.kind is Kind.THREAD:
+                clean = await self._share_in_thread(run, quick.direct)
             else:
-                clean = await self._each_directly(run, direct, before, until)
+                clean = await self._each_directly(run, quick.direct, before, until)
             if not parcel.open:
                 self._settle(parcel)
         except NotStored:
@@ -281,6 +284,22 @@ class Worker:
                 return False
             if monotonic() >= until:
                 break
+        return True
+
+    async def _share_in_thread(self, run: Run, handle: Callable[[Any], Any]) -> bool:
+        """Do the same in a thread, for this slot's share of the batch."""
+        parcel = run.parcel
+        share = -(-(parcel.size - parcel.begun) // self.work.concurrency)
+        indices = range(parcel.begun, parcel.begun + share)
+        parcel.begun += share
+        if self._waiting:
+            self._slots.call()
+        tried, failures = await self._handling.in_thread(run, handle, indices, lambda: self._stopping)
+        self.counts.handled += tried - len(failures)
+        for index, error in failures:
+            run.index = index
+            await self._store(run, self._handling.failed(run, error))
+        parcel.open -= tried  # what was not tried any more comes again, with its batch
         return True
 
     async def _handle(self, run: Run) -> None:
