@@ -57,7 +57,8 @@ class Window:
         """Give room back."""
         self._messages += 1
         self._bytes += size
-        self._wake()
+        if self._waiting:
+            self._wake()
 
     def _wake(self) -> None:
         while self._waiting and self._fits(self._waiting[0][1]):
@@ -89,8 +90,10 @@ class Outlet:
         size = len(outgoing.body)
         if not self._window.admit(size):
             await self._room(outgoing, wish)
-        verdict = self._begin(outgoing, wish)
-        return await self._end(verdict, outgoing)
+        outcome = await self._verdict(self._begin(outgoing, wish), outgoing)
+        if isinstance(outcome, PublishError):
+            raise outcome
+        return outcome
 
     async def send_many(self, outgoings: Iterable[Outgoing], wish: Wish) -> list[Receipt | PublishError]:
         """Publish many with their confirms pipelined; give one verdict for each, in order."""
@@ -117,9 +120,11 @@ class Outlet:
 
     async def _verdict(self, sent: "_Sent", outgoing: Outgoing) -> Receipt | PublishError:
         try:
-            return await self._end(sent, outgoing)
-        except PublishError as error:
-            return error
+            if not sent.future.done():
+                await sent.future
+        finally:
+            self._forget(sent, outgoing)
+        return self._outcome(sent.future.result(), outgoing, sent.timeout)
 
     async def _room(self, outgoing: Outgoing, wish: Wish) -> None:
         try:
@@ -137,14 +142,10 @@ class Outlet:
             raise
         return _Sent(future, self._deadlines.add(future, wish.timeout), wish.timeout)
 
-    async def _end(self, sent: "_Sent", outgoing: Outgoing) -> Receipt:
-        try:
-            verdict = await sent.future
-        finally:
-            self._forget(sent, outgoing)
+    def _outcome(self, verdict: Verdict, outgoing: Outgoing, timeout: float) -> Receipt | PublishError:
         if verdict.kind is VerdictKind.CONFIRMED:
             return Receipt(outgoing.properties.message_id or "", outgoing.exchange, outgoing.key)
-        raise self._error(verdict, outgoing, sent.timeout)
+        return self._error(verdict, outgoing, timeout)
 
     def _forget(self, sent: "_Sent", outgoing: Outgoing) -> None:
         self._deadlines.discard(sent.future, sent.tick)

@@ -45,15 +45,15 @@ async def _restart(node: RabbitNode, how: str) -> None:
         handled.add(number)
 
     async with pipe, pipe.consuming():
-        publishing = asyncio.create_task(publisher.publish_many(range(10_000), timeout=60.0))
+        publishing = asyncio.create_task(publisher.publish_many(range(40_000), timeout=60.0))
         await eventually(lambda: len(handled) > 500, within=20)
         await asyncio.to_thread(getattr(node, how))
         assert not publishing.done(), "the fault has to hit it in the middle"
         await eventually(lambda: not pipe.health().ok)
         await asyncio.to_thread(node.restart)
         receipts = await publishing
-        assert len(receipts) == 10_000
-        await eventually(lambda: len(handled) == 10_000, within=60)
+        assert len(receipts) == 40_000
+        await eventually(lambda: len(handled) == 40_000, within=60)
         await eventually(lambda: pipe.health().ok)
         assert cancelled == 0
 

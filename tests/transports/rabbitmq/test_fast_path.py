@@ -142,7 +142,7 @@ async def test_a_blocked_broker_costs_a_window(eventpipe_rabbitmq: str, rabbit_n
             outlet, publishing = pipe._session.outlet, pipe._session.transport._publishing
             assert any(isinstance(one, PublishTimeout) for one in results)
             assert not publishing._pending
-            assert publishing._link._wire._transport.get_write_buffer_size() < 2 * 1024 * 1024
+            assert publishing._link._wire._socket.get_write_buffer_size() < 2 * 1024 * 1024
             assert outlet._window._messages == 4096
         finally:
             rabbit_node.ctl("set_vm_memory_high_watermark", "0.4")

@@ -63,7 +63,7 @@ class Wire(asyncio.StreamReaderProtocol):
         self.resumed: Callable[[], object] = lambda: None
         self._reader, self._loop = reader, loop
         self._lanes: dict[int, Lane] = {}
-        self._transport: Any = None
+        self._socket: Any = None
         self._parts: list[bytes] = []
         self._have = self._need = 0
         self._out: list[bytes] = []
@@ -84,8 +84,8 @@ class Wire(asyncio.StreamReaderProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        self._transport = transport
-        self._transport.set_write_buffer_limits(high=HIGH_WATER)
+        self._socket = transport
+        self._socket.set_write_buffer_limits(high=HIGH_WATER)
 
     def data_received(self, data: bytes) -> None:
         """Cut what has arrived into frames; what is incomplete waits, unjoined, until all of it is here."""
@@ -140,7 +140,7 @@ class Wire(asyncio.StreamReaderProtocol):
     def _give_up(self, reason: str) -> None:
         self._reader.set_exception(ConnectionResetError(reason))
         self._parts.clear()
-        self._transport.abort()
+        self._socket.abort()
 
     # --- writing
 
@@ -160,8 +160,8 @@ class Wire(asyncio.StreamReaderProtocol):
         data = b"".join(self._out)
         self._out.clear()
         self._size = 0
-        if not self._transport.is_closing():
-            self._transport.write(data)
+        if not self._socket.is_closing():
+            self._socket.write(data)
 
     def pause_writing(self) -> None:
         super().pause_writing()
