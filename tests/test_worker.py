@@ -475,3 +475,22 @@ async def test_a_busy_worker_lets_the_loop_have_its_turn() -> None:
         await eventually(lambda: len(b.queue.settled) == 200)
     timer[0].cancel()
     assert len(gaps) > 20
+
+
+async def test_a_handler_that_ignores_its_timeout_does_not_spoil_the_next() -> None:
+    """Its slot goes on with a clean slate: the next event has its own timeout, and a real one."""
+    seen: list[int] = []
+
+    async def handle(event: int) -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(0.2 if event == 1 else 0)
+        if event == 3:
+            await asyncio.sleep(0.2)
+        seen.append(event)
+
+    async with bench(handle, concurrency=1, timeout=0.05) as b:
+        for number in (1, 2, 3, 4):
+            b.queue.push(b"%d" % number)
+        await eventually(lambda: len(b.queue.settled) == 4)
+        ((out, _delay),) = b.transport.published
+        assert ([1, 2, 4], b"3") == (seen, out.body)

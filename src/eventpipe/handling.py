@@ -80,7 +80,7 @@ class Handling:
             return DONE
         finally:
             if tick is not None:
-                self._deadlines.discard(slot, tick)
+                self._in_time(slot, tick)
 
     def quick(self, parcel: Parcel) -> Handler | None:
         """Give the handler of a decoded batch, if calling it with each event is all there is to do."""
@@ -132,6 +132,12 @@ class Handling:
         if parcel.bodies is not None:
             return handler.codec.decode(parcel.bodies[run.index], None)
         return handler.codec.decode(parcel.delivery.body, parcel.delivery.properties.content_type)
+
+    def _in_time(self, slot: Slot, tick: int) -> None:
+        self._deadlines.discard(slot, tick)
+        if slot.timed_out:  # and the handler ignored it: that must not reach the next event
+            slot.timed_out = False
+            slot.task.uncancel()
 
     async def _call(self, run: Run) -> Any:
         handler = self._unpacking.handler(run.parcel.delivery.properties.type)
