@@ -65,9 +65,8 @@ async def packed_in_memory(queue: str, size: int, count: int) -> float:
 
 
 async def _publish(made: EventpipePacked, count: int) -> None:
-    events = [made.event] * CHUNK
-    for _ in range(count // CHUNK):
-        await made.publisher.publish_many(events)
+    for start in range(0, count, CHUNK):
+        await made.publisher.publish_many([made.event] * min(CHUNK, count - start))
 
 
 async def consume_packed(url: str, queue: str, kind: str, size: int, count: int) -> None:
