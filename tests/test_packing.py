@@ -2,12 +2,14 @@
 
 import asyncio
 import json
+import random
 import threading
 import time
 from typing import Any
 
 import pytest
 from pydantic import BaseModel
+from tests.push_transport import PushTransport
 from tests.support import eventually
 
 from eventpipe import (
@@ -16,14 +18,20 @@ from eventpipe import (
     Exchange,
     InvalidMessage,
     Message,
+    Options,
     Pack,
+    Properties,
     PublishManyError,
     Queue,
     Retry,
     Unroutable,
 )
+from eventpipe.clock import SystemClock
 from eventpipe.codec import BATCH, Undecodable, split
+from eventpipe.handler import plan
 from eventpipe.testing import running
+from eventpipe.work import Surroundings, Work
+from eventpipe.worker import Worker
 
 
 class Posted(BaseModel):
@@ -223,7 +231,7 @@ async def test_plain_functions_take_packs_in_shares() -> None:
         if number == 7:
             raise ValueError(number)
         threads.add(threading.get_ident())
-        time.sleep(0.001)
+        time.sleep(0.001)  # it has to block its thread
         seen.append(number)
 
     async with pipe, pipe.consuming():
@@ -244,7 +252,7 @@ async def test_stopping_ends_a_share_after_the_event_in_hand() -> None:
     @pipe.consumer(Queue("n"), concurrency=1)
     def handle(number: int) -> None:
         seen.append(number)
-        time.sleep(0.02)
+        time.sleep(0.02)  # it has to block its thread
 
     async with pipe:
         async with pipe.consuming():
@@ -254,3 +262,47 @@ async def test_stopping_ends_a_share_after_the_event_in_hand() -> None:
         async with pipe.consuming():
             await eventually(lambda: pipe.health().consumers[0].handled == 20)
     assert set(range(20)) == set(seen)
+
+
+async def test_a_finished_pack_is_not_taken_for_a_running_one() -> None:
+    """When its acknowledgement is lost it comes again, and is settled without being handled again."""
+    transport = PushTransport()
+    seen: list[int] = []
+
+    async def handle(number: int) -> None:
+        seen.append(number)
+        if number == 3:
+            time.sleep(0.005)  # the slot gives the loop its turn behind this event, and the connection is lost in it
+            asyncio.get_running_loop().call_soon(transport.subscriptions["n"].lose)
+
+    work = Work(queue=Queue("n"), handlers=(plan(handle),), concurrency=2, prefetch=4, retry=Retry())
+    worker = Worker(work, Surroundings(transport, SystemClock(), random.Random(1)))
+    await worker.start()
+    queue, pack = transport.subscriptions["n"], Properties(message_id="pack", content_type=BATCH)
+    queue.push(b"[1, 2, 3]", pack)
+    await eventually(lambda: queue.epoch == 2)
+    assert not worker._recall._running
+    queue.push(b"[1, 2, 3]", pack, redelivered=True, delivery_count=1)
+    await eventually(lambda: len(queue.settled) == 2)
+    await worker.stop(1.0)
+    assert [1, 2, 3] == seen
+
+
+async def test_packs_stay_under_the_body_limit() -> None:
+    """However large ``Pack`` says they may be: a consumer refuses more."""
+    pipe = EventPipe("memory://", name="packs", options=Options(body_limit=100))
+    texts = pipe.publisher(str, to=QUEUE, pack=Pack(bytes=10_000, seconds=0.01))
+    seen: list[str] = []
+
+    @pipe.consumer(QUEUE)
+    async def handle(text: str) -> None:
+        seen.append(text)
+
+    async with pipe, pipe.consuming():
+        await asyncio.gather(*(texts.publish("x" * 30) for _ in range(20)))
+        await texts.publish_many(["x" * 30] * 20)
+        await texts.publish("x" * 96)
+        with pytest.raises(InvalidMessage, match="over the limit"):
+            await texts.publish("x" * 97)
+        await eventually(lambda: len(seen) == 41)
+        assert pipe.health().consumers[0].dead_lettered == 0

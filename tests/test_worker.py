@@ -494,3 +494,27 @@ async def test_a_handler_that_ignores_its_timeout_does_not_spoil_the_next() -> N
         await eventually(lambda: len(b.queue.settled) == 4)
         ((out, _delay),) = b.transport.published
         assert ([1, 2, 4], b"3") == (seen, out.body)
+
+
+async def test_a_faulty_message_is_never_a_suspect() -> None:
+    """No handler sees it, so it can't have ended a process; it is dead-lettered however often it was handed out."""
+
+    async def handle(event: int) -> None:
+        raise AssertionError(event)
+
+    async with bench(handle) as b:
+        b.queue.push(b"1", Properties(), fault=Fault("message_id: bad"), redelivered=True, delivery_count=7)
+        await eventually(lambda: b.queue.settled)
+        ((out, _delay),) = b.transport.published
+        assert ("orders.dead", "undecodable: message_id: bad") == (out.key, out.properties.headers[REASON])
+
+
+async def test_stopping_ends_a_slot_that_was_called_and_has_not_begun() -> None:
+    """It has nothing to end, and nobody would end it."""
+
+    async def handle(event: int) -> None: ...
+
+    before = asyncio.all_tasks()
+    async with bench(handle) as b:
+        b.queue.push(b"1")  # calls a slot, which begins in the next turn of the loop
+    await eventually(lambda: asyncio.all_tasks() == before)

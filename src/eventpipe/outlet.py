@@ -87,10 +87,12 @@ class Outlet:
 
     async def send(self, outgoing: Outgoing, wish: Wish) -> Receipt:
         """Publish and wait for the verdict. Raises ``PublishError``."""
-        size = len(outgoing.body)
-        if not self._window.admit(size):
+        timeout = wish.timeout
+        if not self._window.admit(len(outgoing.body)):
+            begun = asyncio.get_running_loop().time()
             await self._room(outgoing, wish)
-        outcome = await self._verdict(self._begin(outgoing, wish), outgoing)
+            timeout = max(0.0, timeout - (asyncio.get_running_loop().time() - begun))
+        outcome = await self._verdict(self._begin(outgoing, wish, timeout), outgoing)
         if isinstance(outcome, PublishError):
             raise outcome
         return outcome
@@ -106,7 +108,7 @@ class Outlet:
                         await self._room(outgoing, wish)
                         break
                     verdicts.append(await self._verdict(*sent.popleft()))
-                sent.append((self._begin(outgoing, wish), outgoing))
+                sent.append((self._begin(outgoing, wish, wish.timeout), outgoing))
             while sent:
                 verdicts.append(await self._verdict(*sent.popleft()))
         finally:  # cancelled: nobody will ask for the rest
@@ -133,14 +135,14 @@ class Outlet:
             text = f"no room in the window of unconfirmed messages for {wish.timeout} s{self._why()}"
             raise PublishTimeout(text, outcome="not_stored", id=outgoing.properties.message_id or "") from None
 
-    def _begin(self, outgoing: Outgoing, wish: Wish) -> "_Sent":
+    def _begin(self, outgoing: Outgoing, wish: Wish, timeout: float) -> "_Sent":
         delayed = wish.delay > 0
         try:
             future = self._transport.delay(outgoing, wish.delay) if delayed else self._transport.publish(outgoing)
         except BaseException:
             self._window.release(len(outgoing.body))
             raise
-        return _Sent(future, self._deadlines.add(future, wish.timeout), wish.timeout)
+        return _Sent(future, self._deadlines.add(future, timeout), wish.timeout)
 
     def _outcome(self, verdict: Verdict, outgoing: Outgoing, timeout: float) -> Receipt | PublishError:
         if verdict.kind is VerdictKind.CONFIRMED:

@@ -15,6 +15,8 @@ from .outlet import Outlet, Receipt
 from .transports.base import Outgoing
 from .wish import Wish
 
+_BRACKETS = 2  # bytes
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pack:
@@ -35,7 +37,7 @@ class Pack:
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """What the events of a pack have in common; ``wrap(body)`` makes the message."""
+    """What the events of a pack have in common, besides their publisher."""
 
     key: str
     wire_type: str
@@ -54,16 +56,21 @@ class Packer:
     async def publish(
         self, body: bytes, label: Label, wrap: Callable[[bytes], Outgoing], outlet: Outlet, wish: Wish
     ) -> Receipt:
-        """Put an event into the open pack of its kind, and wait for the pack's verdict. Raises ``PublishError``."""
+        """Put an event into the open pack of its kind, and wait for the pack's verdict; ``wrap`` makes the message.
+
+        Raises ``PublishError``, or ``InvalidMessage`` for an event that is too large even for a pack of its own.
+        """
+        _check_size(len(body) + _BRACKETS, outlet.body_limit)
+        limit = min(self.pack.bytes, outlet.body_limit)
         pack = self._open.get(label)
-        if pack is not None and pack.size + len(body) + 1 > self.pack.bytes:
+        if pack is not None and pack.size + len(body) + 1 > limit:
             self._send(label)
             pack = None
         if pack is None:
             pack = self._open[label] = _Open(wrap, outlet, wish)
             pack.timer = asyncio.get_running_loop().call_later(self.pack.seconds, self._send, label)
         verdict = pack.add(body)
-        if len(pack.bodies) >= self.pack.events or pack.size >= self.pack.bytes:
+        if len(pack.bodies) >= self.pack.events or pack.size >= limit:
             self._send(label)
         return await verdict
 
@@ -88,7 +95,7 @@ class _Open:
 
     def __init__(self, wrap: Callable[[bytes], Outgoing], outlet: Outlet, wish: Wish) -> None:
         self.bodies: list[bytes] = []
-        self.size = 1
+        self.size = 1  # bytes: a bracket, and a comma or a bracket after each
         self.timer: asyncio.TimerHandle | None = None
         self._wrap, self._outlet, self._wish = wrap, outlet, wish
         self._begun = outlet.clock.monotonic()
@@ -108,23 +115,24 @@ class _Open:
             outgoing = self._wrap(b"[" + b",".join(self.bodies) + b"]")
             wish = replace(self._wish, timeout=max(0.0, self._wish.timeout - waited))
             receipt = await self._outlet.send(outgoing, wish)
-        except BaseException as error:
-            for index, verdict in enumerate(self._verdicts):
-                if not verdict.done():
-                    verdict.set_exception(_of_one(error, index))
-            if not isinstance(error, Exception):
-                raise
+        except PublishError as error:
+            for index, verdict in self._due():
+                verdict.set_exception(_of_one(error, index))
+        except Exception as error:  # noqa: BLE001  it is each caller's
+            for _, verdict in self._due():
+                verdict.set_exception(error)
         else:
-            for index, verdict in enumerate(self._verdicts):
-                if not verdict.done():
-                    verdict.set_result(receipt._replace(id=f"{receipt.id}/{index}"))
+            for index, verdict in self._due():
+                verdict.set_result(receipt._replace(id=f"{receipt.id}/{index}"))
+
+    def _due(self) -> "list[tuple[int, asyncio.Future[Receipt]]]":
+        """List the events whose callers still wait."""
+        return [(index, verdict) for index, verdict in enumerate(self._verdicts) if not verdict.done()]
 
 
-def _of_one(error: BaseException, index: int) -> BaseException:
+def _of_one(error: PublishError, index: int) -> PublishError:
     """Give each event of a failed pack an error of its own, with its own id."""
-    if isinstance(error, PublishError):
-        return type(error)(str(error), outcome=error.outcome, id=f"{error.id}/{index}")
-    return error if isinstance(error, Exception) else asyncio.CancelledError()
+    return type(error)(str(error), outcome=error.outcome, id=f"{error.id}/{index}")
 
 
 def bodies_of(codec: Codec[Any], events: Sequence[Any], pack: Pack, body_limit: int) -> list[tuple[bytes, int]]:
@@ -133,9 +141,13 @@ def bodies_of(codec: Codec[Any], events: Sequence[Any], pack: Pack, body_limit: 
     for start in range(0, len(events), pack.events):
         batches += _halved(codec, events[start : start + pack.events], min(pack.bytes, body_limit))
     for body, _ in batches:
-        if len(body) > body_limit:
-            raise InvalidMessage(f"a body of {len(body)} bytes is over the limit of {body_limit}")
+        _check_size(len(body), body_limit)
     return batches
+
+
+def _check_size(size: int, body_limit: int) -> None:
+    if size > body_limit:
+        raise InvalidMessage(f"a body of {size} bytes is over the limit of {body_limit}")
 
 
 def _halved(codec: Codec[Any], events: Sequence[Any], limit: int) -> list[tuple[bytes, int]]:
@@ -154,5 +166,5 @@ def receipts_of(verdicts: Sequence[Receipt | PublishError], counts: Sequence[int
             pack, exchange, key = verdict
             found += [Receipt(f"{pack}/{index}", exchange, key) for index in range(count)]
         else:
-            found += [_of_one(verdict, index) for index in range(count)]  # type: ignore[misc]
+            found += [_of_one(verdict, index) for index in range(count)]
     return found

@@ -135,15 +135,13 @@ class Publisher(Generic[T]):
 
     @functools.cached_property
     def _same_names(self) -> tuple[str, str, None]:
-        key = self.to.name if isinstance(self.to, Queue) else (self.wish.key or self.wire_type)
-        return key, self.wire_type, None
+        event: Any = None  # nobody asks it
+        return *self._label(event, self.wish), None
 
     def _single(self, body: bytes, names: tuple[str, str, str | None], outlet: Outlet, wish: Wish) -> Outgoing:
         key, named, given = names
         message_id = given or uuid7(outlet.clock, outlet.chance)
-        cause = current.get()
-        correlation_id = message_id if cause is None else cause.message.correlation_id
-        properties = Properties(message_id=message_id, correlation_id=correlation_id, type=named)
+        properties = Properties(message_id=message_id, correlation_id=_chain() or message_id, type=named)
         return self._outgoing(body, outlet, wish, properties, key)
 
     def _body(self, event: T, outlet: Outlet) -> bytes:
@@ -178,8 +176,7 @@ class Publisher(Generic[T]):
     async def _pack(self, packer: Packer, event: T, outlet: Outlet, wish: Wish) -> Receipt:
         body = self._body(event, outlet)
         key, named = self._label(event, wish)
-        cause = current.get()
-        chain = None if cause is None else cause.message.correlation_id
+        chain = _chain()
         options = (wish.priority, wish.expires, wish.timeout, repr(wish.headers))
 
         def wrap(bodies: bytes) -> Outgoing:
@@ -190,8 +187,7 @@ class Publisher(Generic[T]):
     async def _send_packs(
         self, pack: Pack, events: list[T], outlet: Outlet, wish: Wish
     ) -> list[Receipt | PublishError]:
-        cause = current.get()
-        chain = None if cause is None else cause.message.correlation_id
+        chain = _chain()
         outgoings: list[Outgoing] = []
         counts: list[int] = []
         order: list[int] = []
@@ -209,8 +205,8 @@ class Publisher(Generic[T]):
 
     def _kinds(self, events: list[T], wish: Wish) -> Mapping[tuple[str, str], Sequence[int]]:
         """Sort events by what has to be equal in a pack."""
-        if not self._many_types and (isinstance(self.to, Queue) or not callable(wish.key)):
-            return {self._label(events[0], wish): range(len(events))} if events else {}
+        if self._uniform:
+            return {self._same_names[:2]: range(len(events))} if events else {}
         kinds: dict[tuple[str, str], list[int]] = {}
         for index, event in enumerate(events):
             kinds.setdefault(self._label(event, wish), []).append(index)
@@ -286,6 +282,12 @@ def output_id(cause: Message, index: int) -> str:
     """Derive the id of the ``index``-th output of handling ``cause``: the same on every re-run."""
     text = f"{cause.id}\0{cause.queue}\0{index}"
     return hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=16).hexdigest()
+
+
+def _chain() -> str | None:
+    """Give the correlation id of what is being handled, if anything is."""
+    cause = current.get()
+    return None if cause is None else cause.message.correlation_id
 
 
 async def _outputs(result: Any) -> Any:

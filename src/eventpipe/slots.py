@@ -23,7 +23,7 @@ class Slot:
         self.parcel: Parcel | None = None
         self.thread: Future[Any] | None = None
         self.timed_out = False
-        self.wake: asyncio.Future[None] | None = None
+        self.wake: asyncio.Future[None]
 
     @property
     def stuck(self) -> bool:
@@ -43,7 +43,7 @@ class Slots:
         self._limit, self._serve, self._rested = limit, serve, rested
         self._alive: set[Slot] = set()
         self._idle: list[Slot] = []
-        self.called = False
+        self.called = self._closed = False
 
     def open(self) -> None:
         """Remember the loop and the context that every task begins with."""
@@ -55,10 +55,7 @@ class Slots:
         if self.called:
             return
         if self._idle:
-            wake = self._idle.pop().wake
-            if wake is None or wake.done():
-                return
-            wake.set_result(None)
+            self._idle.pop().wake.set_result(None)
         elif len(self._alive) < self._limit:
             slot = Slot()
             self._alive.add(slot)
@@ -68,14 +65,15 @@ class Slots:
         self.called = True
 
     def close(self) -> None:
-        """End the tasks that wait for work."""
-        for slot in self._idle:
-            slot.task.cancel()
+        """End the tasks that have no work; those that have some end with it."""
+        self._closed = True
         self._idle.clear()
+        for slot in self._alive - self.busy:
+            slot.task.cancel()
 
     async def _live(self, slot: Slot) -> None:
         try:
-            while await self._work(slot):
+            while await self._work(slot) and not self._closed:
                 slot.wake = self._loop.create_future()
                 self._idle.append(slot)
                 self._rested()

@@ -167,7 +167,8 @@ class Worker:
         if self._was_here(parcel):
             return None
         delivery = parcel.delivery
-        if self._suspects is not None and delivery.redelivered and (delivery.delivery_count or 0) >= SUSPICIOUS:
+        suspicious = delivery.redelivered and (delivery.delivery_count or 0) >= SUSPICIOUS
+        if suspicious and self._suspects is not None and delivery.fault is None:  # no handler sees a faulty one
             parcel.move = self._set_aside
             return parcel
         self._unpacking.open(parcel)
@@ -248,6 +249,8 @@ class Worker:
             log.exception("eventpipe's own fault; the broker keeps the message")
         finally:
             slot.parcel = None
+            if parcel.begun == parcel.size and self._open and self._open[0] is parcel:
+                self._open.popleft()
         return clean
 
     async def _each(self, run: Run, before: Context, until: float) -> bool:

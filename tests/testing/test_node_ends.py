@@ -16,7 +16,7 @@ import time
 from eventpipe.testing import RabbitNode
 node = RabbitNode.start()
 print(node.folder, node.pid, node.facts["keeper"], node.facts["mapper"], flush=True)
-time.sleep(99)
+time.sleep(99)  # until it is killed
 """
 
 LISTENS = "0A"
@@ -93,4 +93,4 @@ def _eventually(condition, within: float = 15.0) -> None:
     deadline = time.monotonic() + within
     while not condition():
         assert time.monotonic() < deadline
-        time.sleep(0.05)
+        time.sleep(0.05)  # a sync test

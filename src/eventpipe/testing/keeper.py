@@ -36,7 +36,7 @@ class Keeper:
         (self._folder / "keeper.pid").write_text(str(os.getpid()))
         while not self._ended and self._owner_lives():
             self._look_after_node()
-            time.sleep(0.05)
+            time.sleep(0.05)  # a process of its own, without a loop
         self._stop()
 
     def _look_after_node(self) -> None:
@@ -119,7 +119,7 @@ def _mapper_serves() -> bool:
 def _wait(condition: Callable[[], bool], seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while not condition() and time.monotonic() < deadline:
-        time.sleep(0.01)
+        time.sleep(0.01)  # the same
 
 
 if __name__ == "__main__":

@@ -242,7 +242,7 @@ def _until(condition: Any, seconds: float, node: RabbitNode) -> None:
     while not condition():
         if time.monotonic() > deadline:
             raise BrokerUnavailable(f"a private RabbitMQ node did not do as told within {seconds} s; {_tail(node)}")
-        time.sleep(0.05)
+        time.sleep(0.05)  # the node is driven from sync code
 
 
 def _tail(node: RabbitNode) -> str:

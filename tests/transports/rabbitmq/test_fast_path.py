@@ -120,6 +120,7 @@ async def test_publishes_wait_for_a_full_socket_and_go_on_in_order(eventpipe_rab
         await asyncio.sleep(0.05)
         assert not any(one.done() for one in verdicts)
         assert made.withdraw(verdicts.pop()) is False
+        assert len(made._publishing._waiting) == 49  # what was withdrawn is not kept
         wire.resume_writing()
         assert {CONFIRMED} == {await one for one in verdicts}
         found: list[Delivery] = []
@@ -181,6 +182,29 @@ async def test_acknowledgements_are_coalesced_and_never_late() -> None:
     subscription.settle(0, (7,))
     await asyncio.sleep(0)
     assert [[(7, False)]] == written.calls[3:]
+
+
+async def test_a_channel_whose_consumer_was_cancelled_is_closed(eventpipe_rabbitmq: str, rabbit_node: Any) -> None:
+    """The next epoch has a channel of its own; the old one is not left open, and its lane is let go."""
+    pipe = EventPipe(eventpipe_rabbitmq, name="cancelled")
+    queue = Queue("q")
+    numbers = pipe.publisher(int, to=queue)
+    seen: list[int] = []
+
+    @pipe.consumer(queue)
+    async def handle(number: int) -> None:
+        seen.append(number)
+
+    async with pipe, pipe.consuming():
+        await numbers.publish(1)
+        await eventually(lambda: seen)
+        link = pipe._session.transport._consuming
+        before = len(link._wire._lanes)
+        rabbit_node.api("DELETE", f"queues/{eventpipe_rabbitmq.rpartition('/')[2]}/q")
+        await eventually(lambda: pipe._session.workers["q"].intakes[0]._subscription.epoch == 2)
+        await eventually(lambda: pipe.health().ok)
+        assert before == len(link._wire._lanes)
+        assert before == len(link._connection.transport.connection.channels)
 
 
 def test_a_feed_takes_the_prefix_off() -> None:

@@ -272,6 +272,18 @@ async def test_confirms_of_all_kinds() -> None:
     assert len(rig.verdicts) == 7
 
 
+@pytest.mark.parametrize("text", ["", "\x11eventpipe-publishl" + "\0" * 8])
+def test_the_publish_id_is_found_where_it_was_written(text: str) -> None:
+    """Whatever other fields hold."""
+    properties = Properties(
+        content_type="a", content_encoding="b", headers={"x": text, frames.PUBLISH_ID: 3}, message_id=text or None
+    )
+    parts = frames.content(1, properties, b"", 131_072, 7)
+    assert frames.publish_id(parts[1]) == 7
+    plain = frames.content(1, Properties(message_id=text or "m", headers={"x": 1}), b"", 131_072, None)
+    assert frames.publish_id(plain[1]) is None
+
+
 async def test_a_body_over_several_frames_is_written() -> None:
     """Frames no longer than what was agreed on; pamqp puts them together again."""
     rig = Rig()
@@ -321,6 +333,7 @@ async def test_nothing_is_written_on_a_channel_that_the_broker_closes() -> None:
     "data",
     [
         struct.pack(">BHI", 1, 1, 200_000),  # longer than frame_max
+        struct.pack(">BHI", 1, 1, 200_000) + bytes(200_000) + b"\xce",  # the same, in one read
         struct.pack(">BHI", 1, 1, 4) + b"\0\0\0\0\0",  # no frame end
         struct.pack(">BHI", 1, 1, 2) + b"\0\0\xce",  # a method without its number
         deliver(1, b"ab", Properties())[:-10] + struct.pack(">BHI", 3, 1, 3) + b"abc\xce",  # more than announced

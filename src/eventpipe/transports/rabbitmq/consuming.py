@@ -31,6 +31,7 @@ class RabbitSubscription:
         self._channel: Channel | None = None
         self._underlay: AbstractChannel | None = None
         self._deliveries: Deliveries | None = None
+        self._abandoned: list[tuple[Channel, Deliveries]] = []
         self._acks, self._nacks = Acks(), list[tuple[int, bool]]()
         self._held: deque[Delivery] = deque()
         self._paused = self._closed = False
@@ -107,12 +108,8 @@ class RabbitSubscription:
             self._task.cancel()
             await asyncio.wait([self._task])
         await self._written()
-        channel, self._channel, self._underlay = self._channel, None, None
-        deliveries, self._deliveries = self._deliveries, None
-        if channel is not None:
-            await close_channel(channel)
-        if deliveries is not None:
-            deliveries.close()
+        self._abandon()
+        await self._close_abandoned()
 
     async def flush(self) -> None:
         await self._written()
@@ -134,20 +131,31 @@ class RabbitSubscription:
         """End the epoch: nothing of it can be settled any more."""
         if self._channel is None or self._closed:
             return
-        self._channel = self._underlay = None
-        if self._deliveries is not None:
-            self._deliveries.close()
-            self._deliveries = None
+        self._abandon()
         self._consuming = False
         self._error = reason
         self._held.clear()
         self._on_lost(self.epoch)
         self._lost.set()
 
+    def _abandon(self) -> None:
+        """Use a channel no more; it may still be open, when only its consumer is gone."""
+        if self._channel is not None and self._deliveries is not None:
+            self._abandoned.append((self._channel, self._deliveries))
+        self._channel = self._underlay = self._deliveries = None
+
+    async def _close_abandoned(self) -> None:
+        while self._abandoned:
+            channel, deliveries = self._abandoned.pop()
+            if not channel.is_closed:
+                await close_channel(channel)
+            deliveries.close()
+
     async def _supervise(self) -> None:
         pause = 0.0
         while True:
             await self._lost.wait()
+            await self._close_abandoned()
             await self._link.until_up()
             try:
                 await self._open()
@@ -178,9 +186,10 @@ class RabbitSubscription:
                     deliveries = self._begin(channel, underlay)
                     await deliveries.consume(self._names(self._queue.name), tag)
         except BaseException:
-            self._channel = self._underlay = self._deliveries = None
+            self._abandon()
             self._lost.set()
             await close_channel(channel)
+            await self._close_abandoned()
             raise
         if channel is self._channel:  # unless it was lost again meanwhile
             self._consuming, self._error = True, None

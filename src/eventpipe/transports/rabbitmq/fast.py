@@ -6,6 +6,7 @@ heartbeats and errors stay aiormq's; ``frames.py`` has the layouts.
 """
 
 import asyncio
+import functools
 import struct
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -28,7 +29,7 @@ from .frames import (
     Malformed,
     read_short,
 )
-from .hot import Entry, Feed, Names
+from .hot import UNENCODABLE, Entry, Feed, Names
 
 FRAME_MAX = 131_072
 """Bytes of the largest frame, until the broker says otherwise."""
@@ -39,7 +40,6 @@ HIGH_WATER = 512 * 1024
 _WRITE_AT = 64 * 1024  # bytes that are written at once instead of at the end of the loop's turn
 _CACHED = 1024
 
-_UNENCODABLE = (struct.error, TypeError, ValueError, OverflowError)
 _U32, _U64 = struct.Struct(">I"), struct.Struct(">Q")
 
 
@@ -110,8 +110,8 @@ class Wire(asyncio.StreamReaderProtocol):
         while size - at >= frames.FRAME.size:
             kind, channel, length = unpack(data, at)
             end = at + length + frames.OVERHEAD
-            if end > size or data[end - 1] != END:
-                self._check(length, complete=end <= size)
+            if end > size or data[end - 1] != END or end - at > self.frame_max:
+                self._check(end - at, complete=end <= size)
                 self._need = end - at
                 break
             lane = lanes.get(channel)
@@ -126,12 +126,12 @@ class Wire(asyncio.StreamReaderProtocol):
             self._feed(HEARTBEAT)  # aiormq's watchdog counts only what it reads itself
         return at
 
-    def _check(self, length: int, *, complete: bool) -> None:
-        """Refuse a frame that can't be waited for."""
+    def _check(self, size: int, *, complete: bool) -> None:
+        """Refuse a frame that is not merely incomplete."""
+        if size > self.frame_max:
+            raise Violation(f"a frame of {size} bytes; frames of at most {self.frame_max} were agreed on")
         if complete:
             raise Violation("a frame without its end")
-        if length + frames.OVERHEAD > self.frame_max:
-            raise Violation(f"a frame of {length} bytes; frames of at most {self.frame_max} were agreed on")
 
     def _feed(self, data: bytes) -> None:
         self._fed = self._loop.time()
@@ -200,7 +200,7 @@ class FastDeliveries:
         self._number, self._closed = underlay.number, False
         self._method: tuple[int, int, bytes, bytes] | None = None
         self._header = b""
-        self._size = self._left = 0
+        self._left = 0
         self._body: list[bytes] = []
         wire.own(self._number, self)
 
@@ -237,7 +237,7 @@ class FastDeliveries:
             return True
         if kind == HEADER:
             self._header = data[at:end]
-            self._size = self._left = _U64.unpack_from(data, at + 4)[0]
+            self._left = _U64.unpack_from(data, at + 4)[0]
         elif kind == BODY:
             self._left -= end - at
             if self._left == 0 and not self._body:
@@ -302,7 +302,7 @@ class FastPublishes:
             method = self._method(outgoing.exchange, outgoing.key, mandatory=outgoing.mandatory)
             number = tag if outgoing.mandatory else None
             content = frames.content(self._number, outgoing.properties, outgoing.body, self._wire.frame_max, number)
-        except _UNENCODABLE as error:
+        except UNENCODABLE as error:
             self._resolve(entry, Verdict(VerdictKind.REFUSED, f"it can't be encoded: {error}"))
             return
         self._tag = tag
@@ -336,12 +336,11 @@ class FastPublishes:
             entry = self._unconfirmed.pop(one, None)
             if entry is None:
                 continue
+            returned = self._returned.pop(one, None) if self._returned else None
             if not confirmed:
                 verdict = Verdict(VerdictKind.REFUSED, "the broker answered basic.nack")
-            elif self._returned and one in self._returned:
-                verdict = Verdict(VerdictKind.UNROUTABLE, self._returned.pop(one))
             else:
-                verdict = CONFIRMED
+                verdict = CONFIRMED if returned is None else Verdict(VerdictKind.UNROUTABLE, returned)
             self._resolve(entry, verdict)
         while self._oldest <= self._tag and self._oldest not in self._unconfirmed:
             self._oldest += 1
@@ -358,17 +357,10 @@ class FastPublishes:
         return method
 
 
-_seen: dict[bytes, str] = {}
-
-
+@functools.lru_cache(_CACHED)
 def _name(raw: bytes) -> str:
     """Decode a name that is one of few."""
-    name = _seen.get(raw)
-    if name is None:
-        if len(_seen) == _CACHED:
-            _seen.clear()
-        name = _seen[raw] = raw.decode()
-    return name
+    return raw.decode()
 
 
 async def _never(_message: object) -> None:

@@ -19,6 +19,7 @@ Whatever arrives here was accepted by the broker, which checks neither text nor 
 
 import datetime as dt
 import decimal
+import functools
 import struct
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -107,7 +108,7 @@ def _properties(payload: bytes) -> tuple[Properties, list[str]]:
     found, faults, at, size = Properties(delivery_mode=None), [], 14, len(payload)
     try:
         flags = _U16.unpack_from(payload, 12)[0]
-        for name in _plans.get(flags) or _plan(flags):
+        for name in _plan(flags):
             read, width = _FIELDS.get(name, _SHORT)
             if width == _SIZED_SHORT:
                 start = at + 1
@@ -130,17 +131,12 @@ def _properties(payload: bytes) -> tuple[Properties, list[str]]:
     return found, faults
 
 
-_plans: dict[int, tuple[str, ...]] = {}
-
-
+@functools.lru_cache(_CACHED)
 def _plan(flags: int) -> tuple[str, ...]:
     """Give the properties that these flags announce; there are few sets of them in an application."""
     if flags & 1:
         raise Malformed("flags that AMQP 0-9-1 does not know")
-    plan = tuple(name for index, name in enumerate(_PROPERTIES) if flags >> (15 - index) & 1)
-    if len(_plans) < _CACHED:
-        _plans[flags] = plan
-    return plan
+    return tuple(name for index, name in enumerate(_PROPERTIES) if flags >> (15 - index) & 1)
 
 
 def _text(raw: bytes) -> str | None:
@@ -241,10 +237,16 @@ class _Table:
 
 
 def publish_id(payload: bytes) -> int | None:
-    """Find the private publish id in the header payload of a returned message."""
-    name = bytes((len(PUBLISH_ID),)) + PUBLISH_ID.encode() + b"l"
-    at = payload.rfind(name)  # ours is written last: what a user's header holds comes before it
-    return None if at < 0 else int.from_bytes(payload[at + len(name) : at + len(name) + 8], "big")
+    """Find the private publish id in the header payload of a returned message: the last of its headers."""
+    flags, at = _U16.unpack_from(payload, 12)[0], 14
+    for bit in (15, 14):  # content type and encoding come before the headers
+        if flags >> bit & 1:
+            at += 1 + payload[at]
+    if not flags >> 13 & 1:
+        return None
+    number = at + 4 + _U32.unpack_from(payload, at)[0] - _U64.size
+    named = payload[number - len(_PUBLISH_ID) : number] == _PUBLISH_ID
+    return _U64.unpack_from(payload, number)[0] if named else None
 
 
 # --- writing
@@ -350,17 +352,10 @@ def _short(text: str) -> bytes:
     return bytes((len(raw),)) + raw
 
 
-_shorts: dict[str, bytes] = {}
-
-
+@functools.lru_cache(_CACHED)
 def _known(text: str) -> bytes:
     """Write a short string that is one of few."""
-    raw = _shorts.get(text)
-    if raw is None:
-        if len(_shorts) == _CACHED:
-            _shorts.clear()
-        raw = _shorts[text] = _short(text)
-    return raw
+    return _short(text)
 
 
 _PUBLISH_ID = bytes((len(PUBLISH_ID),)) + PUBLISH_ID.encode() + b"l"

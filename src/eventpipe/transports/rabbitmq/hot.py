@@ -1,12 +1,16 @@
 """What the two kinds of channels have in common: ``fast.py`` at the socket, ``plain.py`` through aiormq's calls."""
 
 import asyncio
+import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from ...message import Properties
 from ..base import Delivery, Fault, Outgoing, Verdict
+
+UNENCODABLE = (struct.error, TypeError, ValueError, OverflowError)
+"""What an encoder raises for a message that AMQP can't carry."""
 
 Names = Callable[[str], str]
 """Puts the prefix of a shared virtual host before a name."""

@@ -5,7 +5,6 @@ decode ends the connection here: aiormq reads them.
 """
 
 import asyncio
-import struct
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,10 +13,9 @@ from aiormq.abc import AbstractChannel, DeliveredMessage
 
 from ..base import CONFIRMED, Outgoing, Verdict, VerdictKind
 from .failures import LOST, aiormq_calls
-from .hot import Entry, Feed, Names
+from .hot import UNENCODABLE, Entry, Feed, Names
 from .properties import from_wire, to_wire
 
-_UNENCODABLE = (struct.error, TypeError, ValueError, OverflowError)
 _WRITTEN_WITHIN = 3.0  # seconds
 
 
@@ -128,7 +126,7 @@ class PlainPublishes:
             return Verdict(VerdictKind.UNROUTABLE, str(getattr(error.frame, "reply_text", "")))
         except aiormq.exceptions.DeliveryError:
             return Verdict(VerdictKind.REFUSED, "the broker answered basic.nack")
-        except _UNENCODABLE as error:
+        except UNENCODABLE as error:
             return Verdict(VerdictKind.REFUSED, f"it can't be encoded: {error}")
         except LOST:
             return None

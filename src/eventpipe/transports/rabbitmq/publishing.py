@@ -1,7 +1,6 @@
 """Publishing with confirms; what a lost channel leaves unconfirmed is sent again on the next one."""
 
 import asyncio
-from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -21,7 +20,7 @@ class Publishing:
     def __init__(self, link: Link, names: Names) -> None:
         self._link, self._names = link, names
         self._pending: dict[Future, Entry] = {}
-        self._waiting: deque[Entry] = deque()
+        self._waiting: dict[Future, Entry] = {}  # for the socket's buffer; those withdrawn meanwhile are gone
         self._channel: Publishes | None = None
         self._first: set[asyncio.Task[None]] = set()
         self._task: asyncio.Task[None] | None = None
@@ -49,6 +48,7 @@ class Publishing:
     def withdraw(self, future: Future) -> bool:
         """Forget a publish; tell whether it may have been sent."""
         entry = self._pending.pop(future, None)
+        self._waiting.pop(future, None)
         return entry is None or entry.sent
 
     async def flush(self) -> None:
@@ -115,17 +115,19 @@ class Publishing:
 
     def _send(self, channel: Publishes, entry: Entry) -> None:
         if channel.full or self._waiting:
-            self._waiting.append(entry)
+            self._waiting[entry.future] = entry
         else:
             channel.send(entry)
 
     def _drain(self) -> None:
         """Send what has waited for the socket, until its buffer is full again."""
         channel = self._channel
-        while channel is not None and self._waiting and not channel.full:
-            entry = self._waiting.popleft()
-            if entry.future in self._pending:
-                channel.send(entry)
+        if channel is None:
+            return
+        for future in list(self._waiting):
+            if channel.full:
+                return
+            channel.send(self._waiting.pop(future))
 
     def _blame(self, error: BaseException | None) -> None:
         """Find the publish that the broker closed the channel for; all others are sent again."""
