@@ -16,7 +16,7 @@ LEVELS = [
     {"handling"},
     {"storing"},
     {"worker", "outlet"},
-    {"packing"},
+    {"packing", "health"},
     {"publisher"},
     {"consumer"},
     {"transports.memory", "transports.rabbitmq"},

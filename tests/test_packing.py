@@ -272,7 +272,8 @@ async def test_a_finished_pack_is_not_taken_for_a_running_one() -> None:
     async def handle(number: int) -> None:
         seen.append(number)
         if number == 3:
-            time.sleep(0.005)  # the slot gives the loop its turn behind this event, and the connection is lost in it
+            # The slot gives the loop its turn behind this event, and the connection is lost in it.
+            time.sleep(0.005)  # noqa: ASYNC251  it has to block
             asyncio.get_running_loop().call_soon(transport.subscriptions["n"].lose)
 
     work = Work(queue=Queue("n"), handlers=(plan(handle),), concurrency=2, prefetch=4, retry=Retry())

@@ -21,10 +21,11 @@ from .errors import (
     TopologyMissing,
     Unroutable,
 )
+from .health import ConsumerHealth, Health
 from .message import DeadMessage, Message, Properties
 from .outlet import Receipt
 from .packing import Pack
-from .pipe import ConsumerHealth, EventPipe, Health, Options
+from .pipe import EventPipe, Options
 from .publisher import Publisher
 from .retry import Retry
 from .routing import Binding, Exchange, Queue, Topology

@@ -16,6 +16,7 @@ from .consumer import Consumer, ConsumerDecorator, Settings, plan_consumer
 from .context import configure_unless_configured
 from .errors import ConfigurationError
 from .handler import UNSTATED
+from .health import Health, health_of
 from .message import DeadMessage, Message
 from .outlet import Outlet
 from .packing import Pack
@@ -47,30 +48,6 @@ class Options:
     fast: bool = True
     clock: Clock = field(default_factory=SystemClock)
     chance: Chance = field(default_factory=system_chance)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ConsumerHealth:
-    """How the consumer of one queue is doing; ``oldest`` is the age of its oldest unsettled delivery, in seconds."""
-
-    queue: str
-    consuming: bool
-    in_flight: int
-    unsettled: int
-    oldest: float | None
-    handled: int
-    retried: int
-    dead_lettered: int
-    error: str | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Health:
-    """Whether a pipe does its work now: connected, not blocked, and every started consumer is being served."""
-
-    ok: bool
-    transport: TransportState
-    consumers: tuple[ConsumerHealth, ...]
 
 
 @dataclass(slots=True)
@@ -316,10 +293,7 @@ class EventPipe:
         session = self._session
         if session is None:
             return Health(ok=False, transport=TransportState(connected=False, error="not entered"), consumers=())
-        consumers = tuple(_consumer_health(worker) for worker in session.workers.values())
-        state = session.transport.state
-        ok = state.connected and not state.blocked and all(one.consuming and one.error is None for one in consumers)
-        return Health(ok=ok, transport=state, consumers=consumers)
+        return health_of(session.transport, session.workers.values())
 
     def _transport(self) -> Transport:
         options = self._options
@@ -401,22 +375,6 @@ class EventPipe:
 
     def _outlet(self) -> Outlet:
         return self._entered().outlet
-
-
-def _consumer_health(worker: Worker) -> ConsumerHealth:
-    states = [intake.state for intake in worker.intakes]
-    ages = [age for intake in worker.intakes if (age := intake.oldest()) is not None]
-    return ConsumerHealth(
-        queue=worker.work.queue.name,
-        consuming=all(state.consuming for state in states),
-        in_flight=worker.in_flight,
-        unsettled=sum(intake.unsettled for intake in worker.intakes),
-        oldest=max(ages, default=None),
-        handled=worker.counts.handled,
-        retried=worker.counts.retried,
-        dead_lettered=worker.counts.dead_lettered,
-        error=worker.trouble or next((state.error for state in states if state.error), None),
-    )
 
 
 def _caller() -> str:
