@@ -189,6 +189,7 @@ def test_split_keeps_every_byte() -> None:
     """Bodies are cut out as they stand there."""
     assert [b'{"a": 1.10}', b"[1, [2]]", b'"],"', b"null"] == split(b' [ {"a": 1.10} , [1, [2]],"],", null ] ')
     assert [] == split(b"[ ]")
+    assert [b"1" * 10_000, b"1e9999"] == split(b"[" + b"1" * 10_000 + b",1e9999]")
     for wrong in (b"", b"{}", b"[1 2]", b"[1,", b"[1,]", b"[1] 2", b"[NaN]", b"\xff", b"[" * 100_000):
         with pytest.raises(Undecodable, match="not a JSON array"):
             split(wrong)

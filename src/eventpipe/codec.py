@@ -167,7 +167,8 @@ def _no_such_number(name: str) -> None:
     raise ValueError(f"JSON has no {name}")
 
 
-_DECODER = json.JSONDecoder(parse_constant=_no_such_number)
+# Only where a value ends is asked: a number stays text, however long it is.
+_DECODER = json.JSONDecoder(parse_constant=_no_such_number, parse_int=str, parse_float=str)
 
 
 def is_json(content_type: str | None) -> bool:

@@ -62,8 +62,7 @@ def plan(function: Callable[..., Any], *, event_type: Any = UNSTATED) -> Handler
             event_type, others = bytes, [event]
             invoke = _invoker(function, others, annotations, skip_event=True)
             return _handler(function, event_type, invoke)
-    invoke = _invoker(function, others, annotations)
-    return _handler(function, event_type, invoke)
+    return _handler(function, event_type, _invoker(function, others, annotations))
 
 
 def name_of(function: Callable[..., Any]) -> str:
