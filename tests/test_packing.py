@@ -5,6 +5,7 @@ import json
 import random
 import threading
 import time
+import weakref
 from typing import Any
 
 import pytest
@@ -288,6 +289,22 @@ async def test_a_finished_pack_is_not_taken_for_a_running_one() -> None:
     await eventually(lambda: len(queue.settled) == 2)
     await worker.stop(1.0)
     assert [1, 2, 3] == seen
+
+
+async def test_settled_events_are_let_go_of() -> None:
+    """What is remembered of a settled delivery is not its events: they would fill memory, and the collector's time."""
+    pipe = EventPipe("memory://", name="packs")
+    posted = pipe.publisher(Posted, to=QUEUE, pack=Pack())
+    alive: list[weakref.ref[Posted]] = []
+
+    @pipe.consumer(QUEUE, prefetch=1000)
+    async def handle(event: Posted) -> None:
+        alive.append(weakref.ref(event))
+
+    async with pipe, pipe.consuming():
+        await posted.publish_many([Posted(user="u", number=number) for number in range(2000)])
+        await eventually(lambda: len(alive) == 2000)
+        await eventually(lambda: not any(one() for one in alive))
 
 
 async def test_packs_stay_under_the_body_limit() -> None:

@@ -118,6 +118,10 @@ class Parcel:
     def queue(self) -> str:
         return self.intake.queue.name
 
+    def empty(self) -> None:
+        """Let go of its events: what is remembered of a settled delivery is the delivery."""
+        self.events = self.bodies = self.whole = None
+
     @property
     def batch(self) -> bool:
         """Whether it is a batch of events, be it of one."""

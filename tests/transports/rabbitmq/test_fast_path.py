@@ -2,21 +2,27 @@
 
 import asyncio
 import random
+import struct
 import time
+from dataclasses import replace
 from typing import Any
 
+import pamqp.frame
 import pytest
 from aio_pika.connection import Connection
 from tests.support import eventually
+from tests.transports.rabbitmq.wire_rig import Rig
 
 from eventpipe import EventPipe, Options, PublishTimeout, Queue
 from eventpipe.clock import SystemClock
 from eventpipe.message import Properties
+from eventpipe.routing import topology
 from eventpipe.transports.base import CONFIRMED, Delivery, Outgoing, VerdictKind
-from eventpipe.transports.rabbitmq import RabbitTransport
+from eventpipe.transports.rabbitmq import RabbitTransport, frames
 from eventpipe.transports.rabbitmq.consuming import RabbitSubscription
 from eventpipe.transports.rabbitmq.fast import Wire
 from eventpipe.transports.rabbitmq.hot import Feed
+from eventpipe.transports.rabbitmq.properties import from_wire
 
 
 def transport(url: str, **more: Any) -> RabbitTransport:
@@ -61,6 +67,74 @@ async def test_a_connection_with_hot_frames_only_outlives_ten_heartbeats(eventpi
         assert pipe.health().ok
         del link._wire._feed, link._wire._reader.feed_data
     assert len(seen) > 200
+
+
+async def test_a_recorded_stream_cut_anywhere(eventpipe_rabbitmq: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a broker really sent on a consuming channel, against pamqp; bodies of none, one and several frames."""
+    recorded: list[tuple[Wire, bytes]] = []
+    received = Wire.data_received
+
+    def record(wire: Wire, data: bytes) -> None:
+        recorded.append((wire, bytes(data)))
+        received(wire, data)
+
+    monkeypatch.setattr(Wire, "data_received", record)
+    made = transport(eventpipe_rabbitmq)
+    await made.connect()
+    queue = Queue("recorded")
+    await made.declare(topology(queues=[queue]))
+    for outgoing in (
+        to_queue(b"", "recorded", message_id="empty"),
+        to_queue(b"one", "recorded", content_type="text/plain", headers={"a": [1, {"b": "ü"}]}, priority=3),
+        to_queue(b"x" * 300_000, "recorded", type="long", timestamp=7),
+        to_queue(b"last", "recorded", correlation_id="c", reply_to="r", app_id="a", headers={"n": None}),
+    ):
+        assert await made.publish(outgoing) is CONFIRMED
+    seen: list[Delivery] = []
+    await made.subscribe(queue, 10, seen.append, lambda _epoch: None)
+    await eventually(lambda: len(seen) == 4)
+    wire = made._consuming._wire
+    stream = b"".join(data for one, data in recorded if one is wire)
+    monkeypatch.undo()
+    await made.close()
+
+    channel, starts = _frames_of(stream)
+    decoded = _pamqp_messages(stream, channel)
+    assert [0, 3, 300_000, 4] == [len(body) for _, body in decoded]
+    near = {at + by for at in starts for by in range(-9, 30)} | set(range(0, len(stream), 4096))
+    cuts = sorted(at for at in near if 0 <= at <= len(stream))
+    for segments in [*([stream[:at], stream[at:]] for at in cuts), [stream[at : at + 1] for at in range(len(stream))]]:
+        rig = Rig(channel=channel)
+        for segment in segments:
+            rig.wire.data_received(segment)
+        assert decoded == [(one.properties, one.body) for one in rig.deliveries]
+
+
+def _frames_of(stream: bytes) -> tuple[int, list[int]]:
+    """Give the consuming channel, and where each frame begins."""
+    starts, channels, at = [], set(), 0
+    while at < len(stream):
+        kind, channel, size = struct.unpack_from(">BHI", stream, at)
+        starts.append(at)
+        channels |= {channel} if kind == 2 else set()
+        at += size + 8
+    (found,) = channels
+    return found, starts
+
+
+def _pamqp_messages(stream: bytes, channel: int) -> list[tuple[Properties, bytes]]:
+    """Read the messages of a channel with pamqp."""
+    found: list[tuple[Properties, bytes]] = []
+    while stream:
+        size, number, frame = pamqp.frame.unmarshal(stream)
+        stream = stream[size:]
+        if number == channel and isinstance(frame, pamqp.header.ContentHeader):
+            headers = dict(frame.properties.headers or {})
+            headers.pop(frames.PUBLISH_ID, None)
+            found.append((replace(from_wire(frame.properties), headers=headers), b""))
+        elif number == channel and isinstance(frame, pamqp.body.ContentBody):
+            found[-1] = (found[-1][0], found[-1][1] + frame.value)
+    return found
 
 
 async def test_a_changed_aiormq_means_the_plain_path_for_both_connections(

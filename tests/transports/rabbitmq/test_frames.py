@@ -14,11 +14,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pamqp import body, commands, header
+from tests.transports.rabbitmq.wire_rig import Channel, Rig
 
 from eventpipe.message import Properties
-from eventpipe.transports.base import CONFIRMED, Delivery, Outgoing, Verdict, VerdictKind
+from eventpipe.transports.base import CONFIRMED, Delivery, Outgoing, VerdictKind
 from eventpipe.transports.rabbitmq import frames
-from eventpipe.transports.rabbitmq.fast import FastDeliveries, FastPublishes, Wire
+from eventpipe.transports.rabbitmq.fast import FastDeliveries
 from eventpipe.transports.rabbitmq.hot import Entry, Feed
 from eventpipe.transports.rabbitmq.properties import from_wire, to_wire
 
@@ -45,65 +46,6 @@ PROPERTIES = st.builds(
     user_id=OPTIONAL,
     app_id=OPTIONAL,
 )
-
-
-class Socket:
-    """A transport that keeps what is written."""
-
-    def __init__(self) -> None:
-        self.written = b""
-        self.aborted = False
-
-    def write(self, data: bytes) -> None:
-        self.written += data
-
-    def abort(self) -> None:
-        self.aborted = True
-
-    def is_closing(self) -> bool:
-        return self.aborted
-
-    def set_write_buffer_limits(self, high: int) -> None:
-        pass
-
-    def get_extra_info(self, _name: str) -> None:
-        return None
-
-
-class Channel:
-    def __init__(self, number: int) -> None:
-        self.number = number
-
-
-class Reader(asyncio.StreamReader):
-    """Keeps what is passed on to aiormq."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.passed = b""
-
-    def feed_data(self, data: bytes) -> None:
-        self.passed += data
-
-
-class Rig:
-    """A wire with a consuming channel 1 and a publishing channel 2, and all that comes out of them."""
-
-    def __init__(self, heartbeat: float = 0) -> None:
-        self.reader, self.socket = Reader(), Socket()
-        self.wire = Wire(self.reader, asyncio.get_running_loop(), heartbeat)
-        self.wire.connection_made(self.socket)
-        self.deliveries: list[Delivery] = []
-        self.verdicts: list[tuple[str, Verdict]] = []
-        feed = Feed(1, "", True, self.deliveries.append)
-        self.consuming = FastDeliveries(self.wire, Channel(1), feed)
-        self.publishing = FastPublishes(
-            self.wire, Channel(2), str, lambda entry, verdict: self.verdicts.append((entry.outgoing.key, verdict))
-        )
-
-    def publish(self, key: str, *, mandatory: bool = True) -> None:
-        out = Outgoing("x", key, b"body", Properties(message_id="same"), mandatory)
-        self.publishing.send(Entry(out, asyncio.get_running_loop().create_future()))
 
 
 def deliver(tag: int, content: bytes, properties: Properties, channel: int = 1, part: int = 1000) -> bytes:
