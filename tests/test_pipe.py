@@ -40,6 +40,7 @@ orders = Exchange("orders")
 queue = Queue("orders.q", bind=orders.on("#"))
 
 
+@pytest.mark.fault("F43")
 async def test_dispatch_by_type(eventpipe_broker: str) -> None:
     """Several handlers of one queue get their own types; an unknown or missing type is dead-lettered."""
     pipe = EventPipe("memory://", name="types")
@@ -96,6 +97,7 @@ async def test_outputs_make_a_graph(eventpipe_broker: str) -> None:
     assert ids == [receipt.id, *(output_id(Message(id=receipt.id, body=b"", queue="orders.q"), n) for n in (0, 1))]
 
 
+@pytest.mark.fault("F35")
 async def test_an_output_that_can_not_be_published_is_a_failure(eventpipe_broker: str) -> None:
     """A handler that returns something else than its output's event fails, by the policy."""
     pipe = EventPipe("memory://", name="output")

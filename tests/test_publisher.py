@@ -1,10 +1,12 @@
 """What can be published, and what each failure is told as."""
 
 import asyncio
+import random
 from typing import Any, NotRequired
 
 import pytest
 from pydantic import BaseModel
+from tests.push_transport import PushTransport
 from typing_extensions import TypedDict
 
 from eventpipe import (
@@ -22,8 +24,13 @@ from eventpipe import (
     Refused,
     Unroutable,
 )
+from eventpipe.clock import SystemClock
+from eventpipe.message import Properties
+from eventpipe.outlet import Outlet
 from eventpipe.testing import running
+from eventpipe.transports.base import Outgoing
 from eventpipe.transports.memory import MemoryTransport
+from eventpipe.wish import Wish
 
 
 class Posted(BaseModel):
@@ -74,6 +81,7 @@ events, queue = Exchange("events"), Queue("q")
         (Posted(user="a"), {"timeout": "5"}, "timeout='5'"),
     ],
 )
+@pytest.mark.fault("F39", "F40", "F45")
 async def test_bad_input_is_refused_before_anything_is_sent(event: Any, options: dict[str, Any], text: str) -> None:
     """An event or an option that can't be published says so, and nothing leaves."""
     pipe = EventPipe("memory://", name="bad", options=Options(body_limit=1000))
@@ -227,3 +235,17 @@ def _broker(pipe: EventPipe) -> Any:
     transport = pipe._session.transport
     assert isinstance(transport, MemoryTransport)
     return transport.broker
+
+
+@pytest.mark.fault("F17")
+@pytest.mark.parametrize(("left", "outcome"), [(True, "unknown"), (False, "not_stored")])
+async def test_a_verdict_that_does_not_come_says_what_is_known(*, left: bool, outcome: str) -> None:
+    """Whether the message had left when its time was up: only then it may be stored."""
+    transport = PushTransport()
+    transport.verdict = None
+    transport.withdraw = lambda _verdict: left  # type: ignore[method-assign]
+    outlet = Outlet(transport, SystemClock(), random.Random(1))
+    with pytest.raises(PublishTimeout) as caught:
+        await outlet.send(Outgoing("", "q", b"1", Properties(message_id="m")), Wish(timeout=0.05))
+    assert caught.value.outcome == outcome
+    outlet.close()

@@ -139,6 +139,7 @@ async def test_order_at_concurrency_one() -> None:
         (ExceptionGroup("several", [ValueError("x")]), 1, ("orders", 1.0)),
     ],
 )
+@pytest.mark.fault("F34")
 async def test_whatever_a_handler_raises_is_decided_and_settled(
     failure: BaseException, attempt: int, expected: tuple[str, float]
 ) -> None:
@@ -211,6 +212,7 @@ async def test_a_dead_letter_says_why() -> None:
         (b"[]", Properties(content_type=BATCH), {}, "undecodable: an empty batch"),
     ],
 )
+@pytest.mark.fault("F39", "F41", "F42")
 async def test_what_can_not_be_handled_is_dead_lettered_at_once(
     body: bytes, properties: Properties, more: dict[str, object], reason: str
 ) -> None:
@@ -231,6 +233,7 @@ async def test_what_can_not_be_handled_is_dead_lettered_at_once(
         assert [2] == seen
 
 
+@pytest.mark.fault("F32")
 async def test_a_handler_that_takes_too_long_is_retried() -> None:
     """The handler's timeout cancels it, counts as a failure and frees its slot."""
 
@@ -265,6 +268,7 @@ async def test_a_sync_handler_runs_in_a_thread_and_keeps_its_slot_until_it_ends(
         assert [(1, False), (2, False)] == seen
 
 
+@pytest.mark.fault("F36")
 async def test_a_handler_outlives_its_connection_and_does_not_run_again() -> None:
     """Work that was running when the connection broke ends, and its redelivery is settled without a second run."""
     runs, release = [], asyncio.Event()
@@ -288,6 +292,7 @@ async def test_a_handler_outlives_its_connection_and_does_not_run_again() -> Non
         assert list(range(5)) == sorted(runs)
 
 
+@pytest.mark.fault("F46")
 async def test_an_ack_lost_on_the_wire_does_not_run_the_message_again() -> None:
     """A message settled just before the connection broke is settled again when it is redelivered."""
     runs = []
@@ -305,6 +310,7 @@ async def test_an_ack_lost_on_the_wire_does_not_run_the_message_again() -> None:
         assert [1, 1] == runs, "another attempt of the same id is other work"
 
 
+@pytest.mark.fault("F37")
 async def test_waiting_deliveries_of_a_lost_epoch_are_not_run() -> None:
     """What waited when the connection broke is dropped here: it comes again."""
     runs, release = [], asyncio.Event()
@@ -319,6 +325,8 @@ async def test_waiting_deliveries_of_a_lost_epoch_are_not_run() -> None:
         await eventually(lambda: runs)
         b.queue.lose()
         release.set()
+        await asyncio.sleep(0.02)
+        assert [1] == runs
         b.queue.push(b"2", Properties(message_id="b"), redelivered=True, delivery_count=1)
         await eventually(lambda: b.queue.settled)
         assert [1, 2] == runs
@@ -405,6 +413,7 @@ async def test_draining_finishes_what_has_started_and_gives_the_rest_back() -> N
         assert ([0, 1], [(1, 1), (1, 2)], True) == (seen, b.queue.settled, b.queue.closed)
 
 
+@pytest.mark.fault("F33")
 async def test_a_handler_that_ignores_cancellation_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     """A stop ends within its time even then, and leaves the message to the broker."""
     monkeypatch.setattr("eventpipe.worker.CANCEL_GRACE", 0.05)
@@ -451,6 +460,7 @@ async def test_what_is_pushed_before_subscribing_has_ended_is_settled() -> None:
     assert ([7], [(1, 1)]) == (seen, transport.subscriptions["orders"].settled)
 
 
+@pytest.mark.fault("F31")
 async def test_a_busy_worker_lets_the_loop_have_its_turn() -> None:
     """Handlers that never suspend, many of them waiting: timers are still served within a few slices."""
     gaps: list[float] = []
@@ -477,6 +487,7 @@ async def test_a_busy_worker_lets_the_loop_have_its_turn() -> None:
     assert len(gaps) > 20
 
 
+@pytest.mark.fault("F33")
 async def test_a_handler_that_ignores_its_timeout_does_not_spoil_the_next() -> None:
     """Its slot goes on with a clean slate: the next event has its own timeout, and a real one."""
     seen: list[int] = []
@@ -494,6 +505,49 @@ async def test_a_handler_that_ignores_its_timeout_does_not_spoil_the_next() -> N
         await eventually(lambda: len(b.queue.settled) == 4)
         ((out, _delay),) = b.transport.published
         assert ([1, 2, 4], b"3") == (seen, out.body)
+
+
+@pytest.mark.parametrize("state", ["waits for others to end", "is handled"])
+async def test_stopping_hands_a_suspect_on_uncharged(state: str) -> None:
+    """As a copy with the same attempt: given back itself it would count as the death of a process."""
+    running: list[int] = []
+
+    async def handle(event: int) -> None:
+        running.append(event)
+        await asyncio.get_running_loop().create_future()
+
+    async with bench(handle) as b:
+        if state == "waits for others to end":
+            b.queue.push(b"1")
+            await eventually(lambda: running == [1])
+        headers = {ATTEMPT: 2, SUSPECT: True}
+        b.suspects.push(b"9", Properties(message_id="k", headers=headers))
+        await asyncio.sleep(0.02)
+        assert running == ([1] if state == "waits for others to end" else [9])
+        await b.worker.stop(0.05)
+        ((key, delay, headers),) = b.copies
+        assert ("orders.suspects", 0.0, 2, True) == (key, delay, headers[ATTEMPT], headers[SUSPECT])
+        assert [(1, 1)] == b.suspects.settled
+        assert not b.queue.settled
+
+
+async def test_a_suspect_that_could_not_be_settled_does_not_spin() -> None:
+    """Its copy could not be stored: it stays with the broker, and the worker goes on with the others."""
+    seen: list[int] = []
+
+    async def handle(event: int) -> None:
+        seen.append(event)
+        if event == 9:
+            raise ValueError(event)
+
+    async with bench(handle) as b:
+        b.transport.verdict = Verdict(VerdictKind.NOT_SENT)
+        b.suspects.push(b"9", Properties(message_id="k", headers={SUSPECT: True}))
+        await eventually(lambda: seen == [9])
+        b.queue.push(b"1")
+        await eventually(lambda: seen == [9, 1])
+        assert [(1, 1)] == b.queue.settled
+        assert not b.suspects.settled
 
 
 async def test_a_faulty_message_is_never_a_suspect() -> None:

@@ -90,7 +90,7 @@ class Deadlines(Generic[Item]):
 
     def __init__(self, clock: Clock, expire: Callable[[Item], object]) -> None:
         self._clock, self._expire = clock, expire
-        self._ticks: dict[int, set[Item]] = {}
+        self._ticks: dict[int, dict[Item, None]] = {}  # not sets: a simulation has to be the same each time
         self._timers: dict[int, Timer] = {}
 
     def add(self, item: Item, seconds: float) -> int:
@@ -99,16 +99,16 @@ class Deadlines(Generic[Item]):
         tick = int((now + seconds) / self.TICK) + 1
         items = self._ticks.get(tick)
         if items is None:
-            items = self._ticks[tick] = set()
+            items = self._ticks[tick] = {}
             self._timers[tick] = self._clock.call_later(tick * self.TICK - now, lambda: self._ring(tick))
-        items.add(item)
+        items[item] = None
         return tick
 
     def discard(self, item: Item, tick: int) -> None:
         """Forget a deadline that was met."""
         items = self._ticks.get(tick)
         if items is not None:
-            items.discard(item)
+            items.pop(item, None)
 
     def close(self) -> None:
         """Forget all of them."""

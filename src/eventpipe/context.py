@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import structlog
 
 from .message import Message
+from .shown import shown
 
 
 class Carrier(Protocol):
@@ -31,11 +32,11 @@ def log_context(_logger: Any, _method: str, line: MutableMapping[str, Any]) -> M
     carrier = current.get()
     if carrier is not None:
         message = carrier.message
-        line.setdefault("message_id", message.id)
-        line.setdefault("message_type", message.type)
+        line.setdefault("message_id", shown(message.id))
+        line.setdefault("message_type", shown(message.type))
         line.setdefault("queue", message.queue)
         line.setdefault("attempt", message.attempt)
-        line.setdefault("correlation_id", message.correlation_id)
+        line.setdefault("correlation_id", shown(message.correlation_id))
     return line
 
 

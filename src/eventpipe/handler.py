@@ -27,6 +27,7 @@ class Handler:
     """A function, what it takes, and how it runs. ``invoke(event, message)`` passes only what it asked for.
 
     ``direct`` is the function itself if the event is all that it takes: nobody has to make a message for it then.
+    ``code`` tells its frames in a stack.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Handler:
     kind: Kind
     invoke: Callable[[Any, Message], Any]
     direct: Callable[[Any], Any] | None = None
+    code: types.CodeType | None = None
 
 
 UNSTATED: Any = inspect.Parameter.empty
@@ -88,6 +90,7 @@ def _handler(function: Callable[..., Any], event_type: Any, invoke: Callable[[An
         kind=_kind(function),
         invoke=invoke or (lambda event, _message: function(event)),
         direct=None if invoke else function,
+        code=getattr(inspect.unwrap(_target(function)), "__code__", None),
     )
 
 

@@ -4,7 +4,7 @@ Its client decides when to settle; nothing here decodes or handles. The bound is
 """
 
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,6 +56,18 @@ class Intake:
         """Give the age of the oldest unsettled delivery, in seconds."""
         first = next(iter(self._unsettled.values()), None)
         return None if first is None else self._clock.monotonic() - first
+
+    def older(self, seconds: float) -> Iterator[tuple[Delivery, float]]:
+        """List the unsettled deliveries that were here longer than this, with their ages, the oldest first."""
+        now = self._clock.monotonic()
+        for delivery, since in self._unsettled.items():
+            if now - since < seconds:
+                return
+            yield delivery, now - since
+
+    def holds(self, delivery: Delivery) -> bool:
+        """Tell whether it is unsettled, and its epoch goes on."""
+        return delivery in self._unsettled
 
     def settle(self, delivery: Delivery) -> bool:
         """Acknowledge one delivery; ``False`` if its epoch is over, so that it will come again."""

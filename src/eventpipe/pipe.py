@@ -20,11 +20,13 @@ from .health import Health, health_of
 from .message import DeadMessage, Message
 from .outlet import Outlet
 from .packing import Pack
+from .permissions import Permissions, permissions
 from .publisher import Publisher, make_publisher
 from .retry import Decision, Retry
 from .routing import Exchange, Queue, Topology, topology
 from .transports.base import Transport, TransportState
 from .transports.select import is_memory, open_transport
+from .watch import watching
 from .wish import PUBLISH_TIMEOUT, Wish
 from .work import Surroundings
 from .worker import Worker
@@ -39,13 +41,17 @@ URL_VARIABLE = "EVENTPIPE_URL"
 class Options:
     """What few pipes change. Times are in seconds, sizes in bytes; ``clock`` and ``chance`` are for simulations.
 
-    ``fast=False`` takes the plain path on RabbitMQ: aiormq's public calls only.
+    ``fast=False`` takes the plain path on RabbitMQ: aiormq's public calls only. ``consumer_timeout`` is the broker's
+    (by default half an hour): deliveries that are kept longer than half of it are warned of. ``stall``: when a handler
+    holds up the event loop for longer, its name and stack are logged. 0 turns either watch off.
     """
 
     body_limit: int = BODY_LIMIT
     connect_timeout: float = 10.0
     heartbeat: int = 10
     fast: bool = True
+    consumer_timeout: float = 1800.0
+    stall: float = 1.0
     clock: Clock = field(default_factory=SystemClock)
     chance: Chance = field(default_factory=system_chance)
 
@@ -219,6 +225,16 @@ class EventPipe:
             consumed=[consumer.queue for consumer in self._consumers.values()],
         )
 
+    @property
+    def permissions(self) -> Permissions:
+        """The least that its RabbitMQ user needs. Raises ``ConfigurationError`` on contradictions."""
+        return permissions(
+            self.topology,
+            publishes=[publisher.to for publisher in self._publishers],
+            consumes=[consumer.queue for consumer in self._consumers.values()],
+            declares=self._mode == "apply",
+        )
+
     # --- running
 
     async def __aenter__(self) -> Self:
@@ -261,7 +277,7 @@ class EventPipe:
     @contextlib.asynccontextmanager
     async def consuming(self, *queues: Queue | str) -> AsyncIterator[None]:
         """Run the consumers of these queues, or of all, inside the block; drain them at its end."""
-        session = self._entered()
+        session, options = self._entered(), self._options
         configure_unless_configured()
         workers: list[Worker] = []
         try:
@@ -269,7 +285,8 @@ class EventPipe:
                 worker = self._worker(session, consumer)
                 workers.append(worker)
                 await worker.start()
-            yield
+            with watching(workers, stall=options.stall, consumer_timeout=options.consumer_timeout):
+                yield
         finally:
             await self._stop(workers)
 

@@ -39,9 +39,9 @@ class Slots:
     """
 
     def __init__(self, limit: int, serve: Callable[[Slot], Awaitable[bool]], rested: Callable[[], object]) -> None:
-        self.busy: set[Slot] = set()
+        self.busy: dict[Slot, None] = {}
         self._limit, self._serve, self._rested = limit, serve, rested
-        self._alive: set[Slot] = set()
+        self._alive: dict[Slot, None] = {}
         self._idle: list[Slot] = []
         self.called = self._closed = False
 
@@ -54,22 +54,25 @@ class Slots:
         """Have one more slot look for work, unless one is about to."""
         if self.called:
             return
-        if self._idle:
-            self._idle.pop().wake.set_result(None)
-        elif len(self._alive) < self._limit:
+        while self._idle:
+            wake = self._idle.pop().wake
+            if not wake.done():  # else its task was cancelled from outside, and ends
+                wake.set_result(None)
+                self.called = True
+                return
+        if len(self._alive) < self._limit:
             slot = Slot()
-            self._alive.add(slot)
+            self._alive[slot] = None
             slot.task = self._loop.create_task(self._live(slot), context=self._context.copy())
-        else:
-            return
-        self.called = True
+            self.called = True
 
     def close(self) -> None:
         """End the tasks that have no work; those that have some end with it."""
         self._closed = True
         self._idle.clear()
-        for slot in self._alive - self.busy:
-            slot.task.cancel()
+        for slot in self._alive:
+            if slot not in self.busy:
+                slot.task.cancel()
 
     async def _live(self, slot: Slot) -> None:
         try:
@@ -79,16 +82,16 @@ class Slots:
                 self._rested()
                 await slot.wake
         finally:
-            self._alive.discard(slot)
+            self._alive.pop(slot, None)
             self._rested()
 
     async def _work(self, slot: Slot) -> bool:
         self.called = False
-        self.busy.add(slot)
+        self.busy[slot] = None
         try:
             keep = await self._serve(slot)
             if slot.thread is not None and slot.stuck:
                 await asyncio.wait([asyncio.wrap_future(slot.thread)])
             return keep
         finally:
-            self.busy.discard(slot)
+            self.busy.pop(slot, None)

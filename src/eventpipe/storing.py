@@ -12,6 +12,7 @@ from .clock import sleep
 from .copies import dead_copy, describe, retry_copy, suspect_copy
 from .message import DeadMessage, Message, Properties
 from .routing import Queue
+from .shown import shown
 from .transports.base import Outgoing, VerdictKind
 from .work import Counts, Surroundings, Work
 
@@ -35,14 +36,14 @@ class Storing:
     async def retry(self, message: Message, seconds: float, failure: BaseException | None) -> None:
         """Store the copy that will be handled next, after ``seconds``."""
         attempt = message.attempt + 1
-        log.info("retry", seconds=seconds, next_attempt=attempt, error=repr(failure))
+        log.info("retry", seconds=seconds, next_attempt=attempt, error=shown(repr(failure)))
         copy = retry_copy(message, attempt=attempt, now=self._around.clock.time())
         await self._store(message, self._work.queue, copy, seconds)
         self._counts.retried += 1
 
     async def dead_letter(self, message: Message, reason: str, failure: BaseException | None = None) -> None:
         """Store the dead letter, then tell ``on_dead_letter``."""
-        log.warning("dead-lettered", reason=reason, error=repr(failure) if failure else None)
+        log.warning("dead-lettered", reason=shown(reason), error=shown(repr(failure)) if failure else None)
         about = {} if failure is None else describe(failure)
         dead = DeadMessage(
             message=message, queue=self._work.queue.name, reason=reason, attempt=message.attempt, **about
@@ -71,12 +72,19 @@ class Storing:
         self._counts.set_aside += 1
 
     async def charge(self, message: Message) -> None:
-        """Charge one attempt to a suspect whose process ended while it was handled alone."""
+        """Charge one attempt to a suspect that was handed out alone and never settled.
+
+        Its process ended, or its connection did: whoever gets it next can't know which.
+        """
         if message.attempt >= self._work.retry.attempts:
-            reason = f"its process died while it was handled alone, attempt {message.attempt}"
+            reason = f"handed out alone and never settled: its process died, or was cut off; attempt {message.attempt}"
             await self.dead_letter(message, reason)
         else:
             await self._store_suspect(message, message.attempt + 1)
+
+    async def hand_on(self, message: Message) -> None:
+        """Leave a suspect to the next process, with nothing charged: this one stops, and not because of it."""
+        await self._store_suspect(message, message.attempt)
 
     async def _store_suspect(self, message: Message, attempt: int) -> None:
         suspects = self._work.queue.suspects
@@ -98,6 +106,6 @@ class Storing:
             self.trouble = (
                 f"a copy can't be stored in queue {queue.name!r}: {verdict.kind.value} {verdict.reason}".rstrip()
             )
-            log.error(self.trouble, message_id=message.id)
+            log.error(shown(self.trouble), message_id=shown(message.id))
             await sleep(self._around.clock, pause)
             pause = min(2 * pause, longest)

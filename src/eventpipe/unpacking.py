@@ -37,14 +37,18 @@ class Unpacking:
 
     def message(self, parcel: Parcel, index: int) -> Message:
         """View one event of a parcel as a message."""
-        whole = parcel.whole
-        if whole is None:
-            whole = parcel.whole = self._whole(parcel)
+        whole = self.whole(parcel)
         if not parcel.batch:
             return whole
         body = self.bodies(parcel)[index]
         properties = replace(whole.properties, content_type=JSON)
         return replace(whole, id=f"{whole.id}/{index}", body=body, properties=properties)
+
+    def whole(self, parcel: Parcel) -> Message:
+        """View a delivery as a message, a batch too."""
+        if parcel.whole is None:
+            parcel.whole = self._whole(parcel)
+        return parcel.whole
 
     def bodies(self, parcel: Parcel) -> list[bytes]:
         """Give the body of each event of a batch, as it is in there. Raises ``Undecodable``."""

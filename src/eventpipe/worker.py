@@ -6,6 +6,7 @@ one settlement of the delivery, or leaves it to the broker to deliver again.
 """
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Callable
 from contextvars import Context, copy_context
@@ -89,6 +90,9 @@ class Worker:
         next one overtake what is still in hand here.
         """
         self._stopping = True
+        if self._alone is None and self._suspects is not None and self._suspects.waiting:
+            self._open_suspect(Parcel(self._suspects, self._suspects.waiting.popleft()))
+        suspect = self._alone
         for intake in self.intakes:
             intake.pause()
         await self._until_nothing_runs(seconds)
@@ -99,10 +103,20 @@ class Worker:
             log.warning(
                 "handlers left behind: they ignore cancellation", queue=self.work.queue.name, count=self.in_flight
             )
+        await self._hand_on(suspect)
         self._slots.close()
         for intake in self.intakes:
             await intake.close()
         self._handling.close()
+
+    async def _hand_on(self, parcel: Parcel | None) -> None:
+        """Give back a suspect that has not ended as a copy: given back itself it would count as a process's death."""
+        if parcel is None or not parcel.intake.holds(parcel.delivery):
+            return
+        with contextlib.suppress(NotStored, TimeoutError):
+            async with asyncio.timeout(CANCEL_GRACE):
+                await self._storing.hand_on(self._unpacking.whole(parcel))
+                parcel.intake.settle(parcel.delivery)
 
     async def _until_nothing_runs(self, seconds: float) -> None:
         if self._slots.busy:
@@ -234,6 +248,7 @@ class Worker:
         current.set(run)
         before = copy_context()
         quick = self._handling.quick(parcel)
+        clean = False
         try:
             if quick is None or quick.direct is None:
                 clean = await self._each(run, before, until)
@@ -249,6 +264,8 @@ class Worker:
             log.exception("eventpipe's own fault; the broker keeps the message")
         finally:
             slot.parcel = None
+            if parcel is self._alone and parcel.begun == parcel.size:
+                self._alone = None  # also when it could not be settled: nobody else would begin anything
             if parcel.begun == parcel.size and self._open and self._open[0] is parcel:
                 self._open.popleft()
         return clean

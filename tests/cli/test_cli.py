@@ -111,6 +111,7 @@ async def _ready(url: str) -> bool:
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.fault("F30")
 async def test_sigterm_drains(service: Path, eventpipe_rabbitmq: str, workers: str) -> None:
     """What has begun when SIGTERM comes is finished and settled, and the command exits 0."""
     async with command(service, "run", "service:pipe", "--workers", workers, url=eventpipe_rabbitmq) as process:
@@ -182,11 +183,13 @@ async def test_memory_with_several_workers_is_refused(service: Path) -> None:
 
 
 async def test_topology_and_version(service: Path) -> None:
-    """Tables, a Mermaid picture, and the version."""
+    """Tables, a Mermaid picture, the permissions, and the version."""
     _, out, err = await output(service, "topology", "service:pipe")
     assert all(word in out for word in ("jobs.dead", "jobs.suspects", "a.*", "x-delivery-limit=100")), (out, err)
     _, out, _ = await output(service, "topology", "service:pipe", "--mermaid")
     assert out.startswith("flowchart LR")
     assert '-- "a.*" -->' in out
+    _, out, _ = await output(service, "permissions", "service:pipe", "--user", "app")
+    assert out.startswith("rabbitmqctl set_permissions -p / app '^(jobs|jobs")
     code, out, _ = await output(service, "version")
     assert (0, "0.1.0\n") == (code, out)

@@ -114,6 +114,7 @@ async def test_alternate_exchange(harness: Any) -> None:
     assert (1, 1) == (await transport.depth("a"), await transport.depth("others"))
 
 
+@pytest.mark.fault("F18", "F19", "F21")
 async def test_verdicts_of_what_can_not_be_stored(harness: Any) -> None:
     """No queue and no exchange are unroutable, a full queue refuses, and none of it disturbs the good ones."""
     transport = await harness.open()
@@ -144,6 +145,7 @@ async def test_unroutable_is_confirmed_when_it_may_be(harness: Any) -> None:
     assert CONFIRMED == await transport.publish(Outgoing("topic", "nobody", b"x", Properties(), mandatory=False))
 
 
+@pytest.mark.fault("F20")
 async def test_two_publishes_of_one_id_get_their_own_verdicts(harness: Any) -> None:
     """An unroutable and a routable message with the same id, both in flight, are told apart."""
     transport = await harness.open()
@@ -460,6 +462,7 @@ async def test_streams_are_published_to_only(harness: Any) -> None:
         await consume(transport, stream)
 
 
+@pytest.mark.fault("F56")
 async def test_classic_queues_do_not_count(harness: Any) -> None:
     """A classic queue tells that a message is redelivered, not how often."""
     transport = await harness.open()
@@ -547,6 +550,7 @@ async def test_what_can_not_be_obeyed_is_refused(harness: Any) -> None:
         assert [VerdictKind.REFUSED, VerdictKind.CONFIRMED] == kinds
 
 
+@pytest.mark.fault("F21")
 async def test_the_reason_names_a_missing_exchange(harness: Any) -> None:
     """Who publishes to an exchange that is not there reads its name."""
     transport = await harness.open()

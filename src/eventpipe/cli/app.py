@@ -1,7 +1,8 @@
-"""The commands: run, topology, version."""
+"""The commands: run, topology, permissions, version."""
 
 import asyncio
 import contextlib
+import shlex
 from collections.abc import Iterator
 from typing import Annotated
 
@@ -58,6 +59,15 @@ def topology(
         rich.print(table)
     if found.retried:
         rich.print("and the delay ladder that a RabbitMQ virtual host shares: eventpipe.delay.v1.00 to .19")
+
+
+@app.command()
+def permissions(target: Target, user: Annotated[str, typer.Option(help="For the command line.")] = "USER") -> None:
+    """Show the least that the application's RabbitMQ user needs, as a command line."""
+    with _errors():
+        found = load_pipe(target).permissions
+    patterns = " ".join(shlex.quote(one) for one in (found.configure, found.write, found.read))
+    typer.echo(f"rabbitmqctl set_permissions -p / {shlex.quote(user)} {patterns}")
 
 
 @app.command()

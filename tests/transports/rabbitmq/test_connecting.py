@@ -38,10 +38,10 @@ def test_addresses(url: str, shown: str, facts: tuple[str, str, str]) -> None:
         ("localhost:5672", "begins with 'localhost'"),
         ("amqp://", "has no host"),
         ("amqp://h:99999", "can't be read"),
-        ("amqp://h?heartbeat=x", "heartbeat='x'"),
-        ("amqp://h?speed=1", "unknown parameter 'speed'"),
-        ("amqps://h?no_verify_ssl=1", "always verified"),
-        ("amqps://h?verify=verify_none", "always verified"),
+        ("amqp://u:p@h?heartbeat=x", "heartbeat='x'"),
+        ("amqp://u:p@h?speed=1", "unknown parameter 'speed'"),
+        ("amqps://u:p@h?no_verify_ssl=1", "always verified"),
+        ("amqps://u:p@h?verify=verify_none", "always verified"),
     ],
 )
 def test_bad_addresses(url: str, text: str) -> None:
@@ -53,7 +53,7 @@ def test_bad_addresses(url: str, text: str) -> None:
 def test_missing_certificate_files() -> None:
     """A CA file that can't be read is named where the connection is made."""
     with pytest.raises(ConfigurationError, match="certificate files"):
-        parse("amqps://h?cacertfile=/nowhere.pem", heartbeat=10, timeout=5.0).tls()
+        parse("amqps://u:p@h?cacertfile=/nowhere.pem", heartbeat=10, timeout=5.0).tls()
 
 
 @pytest.mark.parametrize(
@@ -79,6 +79,7 @@ async def test_a_connection_that_can_not_be_made(
     assert time.monotonic() - begin < 5
 
 
+@pytest.mark.fault("F03")
 async def test_a_silent_server_costs_the_connect_timeout() -> None:
     """Something that accepts and says nothing is given up after the timeout."""
     writers: list[asyncio.StreamWriter] = []
@@ -94,6 +95,7 @@ async def test_a_silent_server_costs_the_connect_timeout() -> None:
     server.close()
 
 
+@pytest.mark.fault("F08")
 async def test_several_urls_are_tried_in_order(eventpipe_rabbitmq: str) -> None:
     """A dead first address leads to the second; when all fail, all are named."""
     dead = "amqp://127.0.0.1:1/"

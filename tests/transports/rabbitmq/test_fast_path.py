@@ -166,6 +166,7 @@ async def test_a_changed_aiormq_means_the_plain_path_for_both_connections(
 
 
 @pytest.mark.parametrize("fast", [True, False])
+@pytest.mark.fault("F20")
 async def test_two_publishes_with_one_id_keep_their_own_verdicts(eventpipe_rabbitmq: str, fast: bool) -> None:
     """One of them is unroutable; the message id can't tell which."""
     made = transport(eventpipe_rabbitmq, fast=fast)
@@ -205,6 +206,7 @@ async def test_publishes_wait_for_a_full_socket_and_go_on_in_order(eventpipe_rab
         await made.close()
 
 
+@pytest.mark.fault("F51")
 async def test_a_blocked_broker_costs_a_window(eventpipe_rabbitmq: str, rabbit_node: Any) -> None:
     """Publishers at full speed against a memory alarm: what waits is bounded by the window, whoever calls."""
     pipe = EventPipe(eventpipe_rabbitmq, name="blocked")

@@ -1,5 +1,6 @@
 """Where a broker is and how to get in, read from a URL."""
 
+import ipaddress
 import ssl
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -73,6 +74,11 @@ def parse(url: str, *, heartbeat: int, timeout: float) -> Address:
     if not parts.hostname:
         raise ConfigurationError(f"a broker URL has no host: write {parts.scheme}://host")
     query = _query(parts.query)
+    if parts.username is None and not _is_loopback(parts.hostname):
+        raise ConfigurationError(
+            f"a broker URL for {parts.hostname} names no user, and guest is for loopback only: "
+            f"write {parts.scheme}://user:password@{parts.hostname}"
+        )
     return Address(
         scheme=parts.scheme,
         host=unquote(parts.hostname),
@@ -87,6 +93,13 @@ def parse(url: str, *, heartbeat: int, timeout: float) -> Address:
         keyfile=query.get("keyfile"),
         prefix=query.get("name_prefix", ""),
     )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
 
 
 def _query(text: str) -> dict[str, str]:

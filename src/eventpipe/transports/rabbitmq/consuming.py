@@ -7,16 +7,16 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 
 import aiormq.exceptions
-from aio_pika import Channel
 from aiormq.abc import AbstractChannel
 
 from ...errors import ConnectError, TopologyError, TopologyMissing
-from ...routing import Queue
+from ...routing import Queue, Topology
 from ..base import ConsumerState, Delivery, OnLost, Sink
 from .acks import Acks
+from .declaring import carry_out, steps
 from .failures import LOST, aiormq_calls
 from .hot import Deliveries, Feed, Names
-from .link import BACKOFF, RPC_TIMEOUT, Link, close_channel
+from .link import BACKOFF, RPC_TIMEOUT, Link, close_channel, when_closed
 
 
 class RabbitSubscription:
@@ -28,19 +28,24 @@ class RabbitSubscription:
         self.redeclare: Callable[[], Awaitable[None]] | None = None
         self._link, self._names, self._queue, self._prefetch = link, names, queue, prefetch
         self._sink, self._on_lost = sink, on_lost
-        self._channel: Channel | None = None
-        self._underlay: AbstractChannel | None = None
+        self._channel: AbstractChannel | None = None
         self._deliveries: Deliveries | None = None
-        self._abandoned: list[tuple[Channel, Deliveries]] = []
+        self._abandoned: list[tuple[AbstractChannel, Deliveries]] = []
         self._acks, self._nacks = Acks(), list[tuple[int, bool]]()
         self._held: deque[Delivery] = deque()
         self._paused = self._closed = False
         self._lost = asyncio.Event()
         self._consuming = False
+        self._gone = False  # the queue was deleted, or may be
         self._error: str | None = None
         self._flush_at = max(1, prefetch // 2)
         self._flushing: asyncio.Handle | None = None
         self._task: asyncio.Task[None] | None = None
+
+    @property
+    def closed(self) -> bool:
+        """Whether it has ended for good."""
+        return self._closed
 
     @property
     def state(self) -> ConsumerState:
@@ -113,14 +118,14 @@ class RabbitSubscription:
 
     async def flush(self) -> None:
         await self._written()
-        underlay = self._underlay
-        if underlay is None:
+        channel = self._channel
+        if channel is None:
             return
         with contextlib.suppress(*LOST):
             async with asyncio.timeout(RPC_TIMEOUT):
                 with aiormq_calls():
                     # An answer to anything means that the broker has seen what was written before it.
-                    await underlay.basic_qos(prefetch_count=self._prefetch)
+                    await channel.basic_qos(prefetch_count=self._prefetch)
 
     async def _written(self) -> None:
         self._write()
@@ -142,7 +147,7 @@ class RabbitSubscription:
         """Use a channel no more; it may still be open, when only its consumer is gone."""
         if self._channel is not None and self._deliveries is not None:
             self._abandoned.append((self._channel, self._deliveries))
-        self._channel = self._underlay = self._deliveries = None
+        self._channel = self._deliveries = None
 
     async def _close_abandoned(self) -> None:
         while self._abandoned:
@@ -158,32 +163,33 @@ class RabbitSubscription:
             await self._close_abandoned()
             await self._link.until_up()
             try:
+                if self._gone:
+                    await self._restore()
                 await self._open()
-                pause = 0.0
-            except LOST as error:
-                self._error = f"queue {self._queue.name!r}: {error}"
+                pause, self._gone = 0.0, False
+            except LOST as error:  # whatever it is, this task has to go on
+                self._error = str(error) if isinstance(error, TopologyError) else f"queue {self._queue.name!r}: {error}"
+                self._gone = self._gone or isinstance(error, aiormq.exceptions.ChannelNotFoundEntity)
                 pause = min(max(BACKOFF[0], 2 * pause), BACKOFF[1])
                 await asyncio.sleep(pause)
-                if isinstance(error, aiormq.exceptions.ChannelNotFoundEntity):
-                    await self._declare_again()
 
-    async def _declare_again(self) -> None:
-        if self.redeclare is not None and self._queue.declare:
-            try:
-                await self.redeclare()
-            except LOST as error:  # whatever it is, this task has to go on
-                self._error = str(error)
+    async def _restore(self) -> None:
+        """Declare again what was deleted. Raises ``TopologyMismatch`` if somebody made another queue of that name."""
+        if self.redeclare is None or not self._queue.declare:
+            return
+        with contextlib.suppress(TopologyError):  # of whatever object; this queue's own is looked at next
+            await self.redeclare()
+        await carry_out(self._link, steps(Topology(queues=(self._queue,)), self._names, passive=False))
 
     async def _open(self) -> None:
         channel = await self._link.channel()
         try:
-            underlay = await channel.get_underlay_channel()
             # A fresh tag each time: 3.10 confuses the deliveries of a tag that is used again.
             tag = f"eventpipe-{secrets.token_hex(8)}"
             async with asyncio.timeout(RPC_TIMEOUT):
                 with aiormq_calls():
-                    await underlay.basic_qos(prefetch_count=self._prefetch)
-                    deliveries = self._begin(channel, underlay)
+                    await channel.basic_qos(prefetch_count=self._prefetch)
+                    deliveries = self._begin(channel)
                     await deliveries.consume(self._names(self._queue.name), tag)
         except BaseException:
             self._abandon()
@@ -194,20 +200,23 @@ class RabbitSubscription:
         if channel is self._channel:  # unless it was lost again meanwhile
             self._consuming, self._error = True, None
 
-    def _begin(self, channel: Channel, underlay: AbstractChannel) -> Deliveries:
+    def _begin(self, channel: AbstractChannel) -> Deliveries:
         self.epoch += 1
-        self._channel, self._underlay = channel, underlay
+        self._channel = channel
         self._acks, self._nacks = Acks(), []
         self._lost.clear()
-        channel.close_callbacks.add(lambda _channel, error: self._ended(channel, f"channel closed: {error}"))
-        underlay.on_consumer_cancel_callbacks.add(
-            lambda _frame: self._ended(channel, "the broker cancelled the consumer: was the queue deleted?")
-        )
+        when_closed(channel, lambda error: self._ended(channel, f"channel closed: {error}"))
+        channel.on_consumer_cancel_callbacks.add(lambda _frame: self._cancelled(channel))
         feed = Feed(self.epoch, self._names(""), self._queue.kind == "quorum", self._received)
-        self._deliveries = self._link.deliveries(underlay, feed)
+        self._deliveries = self._link.deliveries(channel, feed)
         return self._deliveries
 
-    def _ended(self, channel: Channel, reason: str) -> None:
+    def _cancelled(self, channel: AbstractChannel) -> None:
+        if channel is self._channel:
+            self._gone = True
+        self._ended(channel, "the broker cancelled the consumer: was the queue deleted?")
+
+    def _ended(self, channel: AbstractChannel, reason: str) -> None:
         if channel is self._channel:
             self.connection_lost(f"queue {self._queue.name!r}: {reason}")
 

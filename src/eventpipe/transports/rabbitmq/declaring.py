@@ -40,7 +40,7 @@ async def carry_out(link: Link, wanted: Iterable[Step]) -> None:
     while todo:
         try:
             async with link.throwaway() as channel:
-                failure = await _do(await channel.get_underlay_channel(), todo, link)
+                failure = await _do(channel, todo, link)
         except ConnectError:
             raise
         except LOST as error:
@@ -65,7 +65,9 @@ async def _do(channel: AbstractChannel, todo: list[Step], link: Link) -> Topolog
         except LOST as error:
             if not link.connected:
                 raise ConnectError(f"the connection was lost while declaring {step.name!r}") from error
-            return topology_error(error, step.kind, step.name)
+            failure = topology_error(error, step.kind, step.name)
+            failure.__cause__ = error
+            return failure
     return None
 
 

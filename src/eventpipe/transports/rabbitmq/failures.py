@@ -115,4 +115,4 @@ def refused_exchange(error: BaseException) -> str | None:
 
 
 def _plain(text: str) -> str:
-    return text.removeprefix("the value ").strip("'")
+    return text.removeprefix("the value ").strip("'") or "''"

@@ -29,7 +29,7 @@ from .frames import (
     Malformed,
     read_short,
 )
-from .hot import UNENCODABLE, Entry, Feed, Names
+from .hot import NACKED, UNENCODABLE, Entry, Feed, Names
 
 FRAME_MAX = 131_072
 """Bytes of the largest frame, until the broker says otherwise."""
@@ -69,7 +69,9 @@ class Wire(asyncio.StreamReaderProtocol):
         self._out: list[bytes] = []
         self._size = 0
         self._feed_every = heartbeat / 2 or float("inf")
-        self._fed = loop.time()
+        self._fed = self._heard = loop.time()
+        self._heartbeat = heartbeat
+        self._watch: asyncio.TimerHandle | None = None
 
     def own(self, channel: int, lane: Lane) -> None:
         """Take the hot frames of a channel from now on."""
@@ -86,9 +88,29 @@ class Wire(asyncio.StreamReaderProtocol):
         super().connection_made(transport)
         self._socket = transport
         self._socket.set_write_buffer_limits(high=HIGH_WATER)
+        if self._heartbeat:
+            self._look()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if self._watch is not None:
+            self._watch.cancel()
+
+    def _look(self) -> None:
+        """Give up a broker that has been silent for two heartbeats; it sends one every half.
+
+        aiormq's own watchdog waits for three. What has arrived is read before timers ring, so a loop that was held up
+        does not take its own silence for the broker's.
+        """
+        silent = self._loop.time() - self._heard
+        if silent > 2 * self._heartbeat:
+            self._give_up(f"nothing was heard from the broker for {silent:.1f} s; the heartbeat is {self._heartbeat} s")
+            return
+        self._watch = self._loop.call_later(self._heartbeat / 4, self._look)
 
     def data_received(self, data: bytes) -> None:
         """Cut what has arrived into frames; what is incomplete waits, unjoined, until all of it is here."""
+        self._heard = self._loop.time()
         self._parts.append(data)
         self._have += len(data)
         if self._have < self._need:
@@ -338,7 +360,7 @@ class FastPublishes:
                 continue
             returned = self._returned.pop(one, None) if self._returned else None
             if not confirmed:
-                verdict = Verdict(VerdictKind.REFUSED, "the broker answered basic.nack")
+                verdict = NACKED
             else:
                 verdict = CONFIRMED if returned is None else Verdict(VerdictKind.UNROUTABLE, returned)
             self._resolve(entry, verdict)

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ...message import Properties
-from ..base import Delivery, Fault, Outgoing, Verdict
+from ..base import Delivery, Fault, Outgoing, Verdict, VerdictKind
 
 UNENCODABLE = (struct.error, TypeError, ValueError, OverflowError)
 """What an encoder raises for a message that AMQP can't carry."""
+
+NACKED = Verdict(VerdictKind.REFUSED, "the broker answered basic.nack")
 
 Names = Callable[[str], str]
 """Puts the prefix of a shared virtual host before a name."""
@@ -18,13 +20,17 @@ Names = Callable[[str], str]
 
 @dataclass(slots=True, eq=False)
 class Entry:
-    """One publish without a verdict. ``doubted``: a channel was closed by an error while it was in flight."""
+    """One publish without a verdict. ``doubted``: a channel was closed by an error while it was in flight.
+
+    ``nacks``: how many new channels have refused it.
+    """
 
     outgoing: Outgoing
     future: "asyncio.Future[Verdict]"
     held: bool = False
     sent: bool = False
     doubted: bool = False
+    nacks: int = 0
 
 
 @dataclass(frozen=True, slots=True)

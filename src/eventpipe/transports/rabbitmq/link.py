@@ -2,12 +2,12 @@
 
 import asyncio
 import contextlib
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from importlib.metadata import version
 
 import aiormq.exceptions
 import structlog
-from aio_pika import Channel
 from aio_pika.connection import Connection
 from aiormq.abc import AbstractChannel
 from yarl import URL
@@ -46,7 +46,7 @@ class Link:
         self.error: str | None = None
         self.fast = fast
         self.lost: Callable[[str], object] = lambda _reason: None
-        self._addresses, self._name, self._chance = addresses, name, chance
+        self._addresses, self._name, self._chance = deque(addresses), name, chance
         self._connection: Connection | None = None
         self._wire: Wire | None = None
         self._up = asyncio.Event()
@@ -91,15 +91,17 @@ class Link:
             await asyncio.wait([self._task])
         await self._disconnect()
 
-    async def channel(self, *, confirms: bool = False) -> Channel:
-        """Open a channel. Raises what aiormq raises, or ``TimeoutError``."""
-        if self._connection is None or not self.connected:
+    async def channel(self, *, confirms: bool = False) -> AbstractChannel:
+        """Open a channel. Raises what aiormq raises, or ``TimeoutError``.
+
+        It is aiormq's: of each of its own, aio-pika 10.2 leaves an observer on the connection while that lives.
+        """
+        transport = None if self._connection is None else self._connection.transport
+        if transport is None or not self.connected:
             raise aiormq.exceptions.ChannelInvalidStateError("not connected")
-        channel = self._connection.channel(publisher_confirms=confirms, on_return_raises=confirms)
         async with asyncio.timeout(RPC_TIMEOUT):
             with aiormq_calls():
-                await channel.initialize()
-        return channel  # type: ignore[return-value]  # aio-pika types it as its abstract class
+                return await transport.connection.channel(publisher_confirms=confirms, on_return_raises=confirms)
 
     def deliveries(self, underlay: AbstractChannel, feed: Feed) -> Deliveries:
         """Make a consuming channel of an open channel that nobody else uses."""
@@ -114,7 +116,7 @@ class Link:
         return FastPublishes(self._wire, underlay, names, resolve)
 
     @contextlib.asynccontextmanager
-    async def throwaway(self) -> AsyncIterator[Channel]:
+    async def throwaway(self) -> AsyncIterator[AbstractChannel]:
         """Give a channel for declarations: an error on it harms no other."""
         channel = await self.channel()
         try:
@@ -146,9 +148,13 @@ class Link:
             await asyncio.sleep(pause * (0.75 + self._chance.random() / 2))
 
     async def _connect(self) -> "asyncio.Future[str]":
-        """Try each address in turn; give the future of the reason for which the connection will be lost."""
+        """Try each address in turn; give the future of the reason for which the connection will be lost.
+
+        What was lost or failed last is tried last: a broker that is frozen still accepts connections.
+        """
         failures: list[ConnectError] = []
-        for address in self._addresses:
+        for address in list(self._addresses):
+            self._addresses.rotate(-1)
             try:
                 return await self._connect_to(address)
             except ConnectError as error:
@@ -218,7 +224,12 @@ def _missing_seam(connection: Connection, factory: WireFactory) -> str | None:
     return None
 
 
-async def close_channel(channel: Channel) -> None:
+def when_closed(channel: AbstractChannel, call: Callable[[BaseException | None], object]) -> None:
+    """Have ``call`` called with the reason once the channel is closed, by whomever."""
+    channel.closing.add_done_callback(lambda done: call(None if done.cancelled() else done.exception()))
+
+
+async def close_channel(channel: AbstractChannel) -> None:
     """Close a channel, which may be dead already, in bounded time."""
     with contextlib.suppress(*LOST):
         async with asyncio.timeout(CLOSE_TIMEOUT):

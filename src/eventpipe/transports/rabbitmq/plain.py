@@ -13,7 +13,7 @@ from aiormq.abc import AbstractChannel, DeliveredMessage
 
 from ..base import CONFIRMED, Outgoing, Verdict, VerdictKind
 from .failures import LOST, aiormq_calls
-from .hot import UNENCODABLE, Entry, Feed, Names
+from .hot import NACKED, UNENCODABLE, Entry, Feed, Names
 from .properties import from_wire, to_wire
 
 _WRITTEN_WITHIN = 3.0  # seconds
@@ -125,7 +125,7 @@ class PlainPublishes:
         except aiormq.exceptions.PublishError as error:
             return Verdict(VerdictKind.UNROUTABLE, str(getattr(error.frame, "reply_text", "")))
         except aiormq.exceptions.DeliveryError:
-            return Verdict(VerdictKind.REFUSED, "the broker answered basic.nack")
+            return NACKED
         except UNENCODABLE as error:
             return Verdict(VerdictKind.REFUSED, f"it can't be encoded: {error}")
         except LOST:

@@ -6,12 +6,28 @@ from typing import Any
 
 import aiormq.exceptions
 
-from ..base import Outgoing, Verdict, VerdictKind
+from ...errors import TopologyError
+from ..base import CONFIRMED, Outgoing, Verdict, VerdictKind
 from .failures import LOST, missing_exchange, refused_exchange
-from .hot import Entry, Names, Publishes
-from .link import BACKOFF, Link, close_channel
+from .hot import NACKED, Entry, Names, Publishes
+from .link import BACKOFF, Link, close_channel, when_closed
 
 Future = asyncio.Future[Verdict]
+
+DOUBTED_NACKS = 3
+"""How many channels that have confirmed nothing yet may refuse a publish before the broker is believed.
+
+RabbitMQ 3.10 binds a channel to the leader that a quorum queue had when the channel published first. If that node has
+just died, the channel refuses everything, for ever (``rabbit_fifo_client:enqueue/3``: ``{badrpc, nodedown}``).
+"""
+
+REPLACE_AFTER = 5.0
+"""Seconds after which a channel that refuses is replaced by a new one, for the same reason."""
+
+_RETIRING = 5.0  # seconds that what is under way on a channel gets before the channel is replaced
+
+DEFAULT = "amq.default"
+"""What the broker's errors call the exchange without a name."""
 
 
 class Publishing:
@@ -25,13 +41,17 @@ class Publishing:
         self._first: set[asyncio.Task[None]] = set()
         self._task: asyncio.Task[None] | None = None
         self._closed = False
+        self._opened, self._proven, self._retired = 0.0, False, asyncio.Event()  # of the current channel
 
     def start(self) -> None:
         """Begin to serve, as soon as the link is up."""
         self._task = asyncio.create_task(self._serve(), name="eventpipe publishing")
 
     def publish(self, outgoing: Outgoing, *, first: Callable[[], Awaitable[None]] | None = None) -> Future:
-        """Send a message now, or once there is a channel; with ``first``, when that is done."""
+        """Send a message now, or once there is a channel; with ``first``, when that is done.
+
+        It is refused if ``first`` raises ``TopologyError``.
+        """
         future: Future = asyncio.get_running_loop().create_future()
         if self._closed:
             future.set_result(Verdict(VerdictKind.NOT_SENT, "the transport is closed"))
@@ -69,7 +89,11 @@ class Publishing:
             self._resolve(entry, Verdict(kind, "the transport was closed"))
 
     async def _after(self, first: Callable[[], Awaitable[None]], entry: Entry) -> None:
-        await first()
+        try:
+            await first()
+        except TopologyError as error:
+            self._resolve(entry, Verdict(VerdictKind.REFUSED, f"its delay can't be arranged: {error}"))
+            return
         entry.held = False
         if self._channel is not None:
             self._send(self._channel, entry)
@@ -83,12 +107,15 @@ class Publishing:
                 await asyncio.sleep(BACKOFF[0])
                 continue
             lost: asyncio.Future[BaseException | None] = asyncio.get_running_loop().create_future()
-            channel.close_callbacks.add(lambda _channel, error, lost=lost: lost.done() or lost.set_result(error))
+            when_closed(channel, lost.set_result)
             publishes: Publishes | None = None
             try:
-                publishes = self._link.publishes(await channel.get_underlay_channel(), self._names, self._resolve)
+                publishes = self._link.publishes(channel, self._names, self._heard)
+                self._opened, self._proven, self._retired = asyncio.get_running_loop().time(), False, asyncio.Event()
                 await self._send_again(publishes, lost)
-                self._blame(await lost)
+                await self._until_over(lost)
+                if lost.done():
+                    self._blame(lost.result())
             except LOST:
                 await asyncio.sleep(BACKOFF[0])
             finally:
@@ -112,6 +139,41 @@ class Publishing:
         channel.when_ready(self._drain)
         for entry in [one for one in self._pending.values() if not one.held]:
             self._send(channel, entry)
+
+    async def _until_over(self, lost: "asyncio.Future[BaseException | None]") -> None:
+        """Wait until the channel is lost, or is to be replaced and has nothing under way."""
+        retired = asyncio.ensure_future(self._retired.wait())
+        waiting: list[asyncio.Future[Any]] = [lost, retired]
+        try:
+            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            retired.cancel()
+        end = asyncio.get_running_loop().time() + _RETIRING
+        while not lost.done() and any(entry.sent for entry in self._pending.values()):
+            if asyncio.get_running_loop().time() > end:
+                return
+            await asyncio.wait([lost], timeout=BACKOFF[0])
+        if not lost.done():
+            await asyncio.sleep(BACKOFF[1])  # a new leader needs a moment
+
+    def _heard(self, entry: Entry, verdict: Verdict) -> None:
+        """Take the broker's answer, unless it is one of a channel that may have gone wrong."""
+        if verdict is CONFIRMED:
+            self._proven = True
+        elif verdict is NACKED:
+            if not self._proven and entry.nacks < DOUBTED_NACKS:
+                entry.nacks += 1
+                entry.sent = False
+                self._replace()
+                return
+            if asyncio.get_running_loop().time() - self._opened > REPLACE_AFTER:
+                self._replace()
+        self._resolve(entry, verdict)
+
+    def _replace(self) -> None:
+        """Use a new channel from now on; what is under way ends on this one."""
+        self._channel = None
+        self._retired.set()
 
     def _send(self, channel: Publishes, entry: Entry) -> None:
         if channel.full or self._waiting:
@@ -139,7 +201,7 @@ class Publishing:
         for entry in [one for one in self._pending.values() if one.sent]:
             if culprit is None:
                 entry.doubted = True
-            elif self._names(entry.outgoing.exchange) == culprit:
+            elif (self._names(entry.outgoing.exchange) if entry.outgoing.exchange else DEFAULT) == culprit:
                 self._resolve(entry, Verdict(kind, str(error)))
 
     def _resolve(self, entry: Entry, verdict: Verdict) -> None:

@@ -44,7 +44,8 @@ class RabbitTransport:
         self._name, self._chance, self._fast = name, chance, fast
         self._subscriptions: list[RabbitSubscription] = []
         self._topologies: list[Topology] = []
-        self._destinations: set[str] = set()
+        self._declared: set[str] = set()  # destinations of the ladder that a topology brought
+        self._destinations: set[str] = set()  # and those that were bound since the connection was made
         self._binding = asyncio.Lock()
 
     async def connect(self) -> None:
@@ -59,13 +60,14 @@ class RabbitTransport:
 
     async def declare(self, topology: Topology, *, passive: bool = False) -> None:
         await carry_out(self._consuming, steps(topology, self._names, passive=passive))
-        if passive:
-            return
-        if topology.retried:
+        if topology.retried and passive:
+            await carry_out(self._consuming, steps(ladder.objects(), self._names, passive=True))
+        elif topology.retried:
             retried = [queue for queue in topology.queues if queue.name in topology.retried]
             await self._declare_ladder(ladder.destinations(retried, self._names))
-            self._destinations |= {f"q.{name}" for name in topology.retried}
-        if topology not in self._topologies:
+        self._declared |= {f"q.{name}" for name in topology.retried}
+        self._destinations |= self._declared
+        if not passive and topology not in self._topologies:
             self._topologies.append(topology)
 
     async def subscribe(self, queue: Queue, prefetch: int, sink: Sink, on_lost: OnLost) -> Subscription:
@@ -74,7 +76,7 @@ class RabbitTransport:
         subscription = RabbitSubscription(self._consuming, self._names, queue, prefetch, sink, on_lost)
         subscription.redeclare = self._declare_again
         await subscription.start()
-        self._subscriptions.append(subscription)
+        self._subscriptions = [*(one for one in self._subscriptions if not one.closed), subscription]
         return subscription
 
     def publish(self, outgoing: Outgoing) -> "asyncio.Future[Verdict]":
@@ -107,9 +109,8 @@ class RabbitTransport:
     async def depth(self, queue: str) -> int:
         try:
             async with self._consuming.throwaway() as channel, asyncio.timeout(RPC_TIMEOUT):
-                underlay = await channel.get_underlay_channel()
                 with aiormq_calls():
-                    found = await underlay.queue_declare(self._names(queue), passive=True)
+                    found = await channel.queue_declare(self._names(queue), passive=True)
                 return found.message_count or 0
         except aiormq.exceptions.ChannelNotFoundEntity as error:
             raise TopologyMissing(f"queue {queue!r} does not exist") from error
@@ -138,7 +139,7 @@ class RabbitTransport:
         return self._prefix + name
 
     def _lost(self, reason: str) -> None:
-        self._destinations = {f"q.{name}" for topology in self._topologies for name in topology.retried}
+        self._destinations = set(self._declared)
         for subscription in self._subscriptions:
             subscription.connection_lost(reason)
 
@@ -151,7 +152,10 @@ class RabbitTransport:
             await carry_out(self._consuming, steps(part, self._names, passive=False))
 
     async def _bind(self, destination: str) -> None:
-        """Bind a destination that is not bound yet, however often it takes; its publish has a timeout."""
+        """Bind a destination that is not bound yet, however often it takes; its publish has a timeout.
+
+        Raises ``TopologyError`` if this user may not.
+        """
         kind, _, name = destination.partition(".")
         make = ladder.queue_destination if kind == "q" else ladder.exchange_destination
         async with self._binding:
@@ -159,5 +163,7 @@ class RabbitTransport:
                 try:
                     await self._declare_ladder(make(name, self._names))
                     self._destinations.add(destination)
-                except (ConnectError, TopologyError):
+                except (ConnectError, TopologyError) as error:
+                    if isinstance(error.__cause__, aiormq.exceptions.ChannelAccessRefused):
+                        raise  # no patience helps
                     await asyncio.sleep(BACKOFF[1])
