@@ -4,8 +4,10 @@ BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check -q install -c constraints.txt
 URL ?= memory://
 EVENTS ?=
+MINUTES ?= 5
+PEER ?= eventpipe
 
-.PHONY: demo test check faults bench bench-quick bench-footprint clean rabbitmq
+.PHONY: demo test check faults soak recovery mutants bench bench-quick bench-footprint clean rabbitmq
 
 demo: .venv/demo-ready  ## the main job; URL=amqp://… for RabbitMQ, EVENTS=20000 for the first 20,000
 	@$(BIN)/python examples/departures/demo.py --url "$(URL)" $(if $(EVENTS),--events $(EVENTS))
@@ -13,8 +15,17 @@ demo: .venv/demo-ready  ## the main job; URL=amqp://… for RabbitMQ, EVENTS=200
 test: .venv/dev-ready rabbitmq  ## all tests, on the memory broker and on a private RabbitMQ node
 	@$(BIN)/python -m pytest -q $(ARGS)
 
-faults: .venv/dev-ready rabbitmq  ## the long fault runs, with more rounds than `make test` has
-	@EVENTPIPE_FAULT_ROUNDS=10 $(BIN)/python -m pytest -q tests/faults $(ARGS)
+faults: .venv/dev-ready rabbitmq  ## the fault matrix, with more rounds and seeds than `make test` has
+	@EVENTPIPE_FAULT_ROUNDS=10 EVENTPIPE_SEEDS=20000 $(BIN)/python -m pytest -q --timeout 1200 -m fault $(ARGS)
+
+soak: .venv/dev-ready rabbitmq  ## random faults on a cluster of three for MINUTES, and the ledger at the end; SEED=n PEER=aio-pika
+	@$(BIN)/python -m tests.chaos.soak --minutes $(MINUTES) --peer $(PEER) $(if $(SEED),--seed $(SEED))
+
+recovery: .venv/dev-ready rabbitmq  ## how long it takes to be back after restarts of a broker and deaths of leaders
+	@$(BIN)/python -m tests.chaos.recovery $(ARGS)
+
+mutants: .venv/dev-ready rabbitmq  ## plant bugs into copies of the sources, and see each one caught
+	@$(BIN)/python -m tests.chaos.mutants $(ARGS)
 
 check: .venv/dev-ready  ## formatter, linter, type checkers
 	@$(BIN)/ruff format --check .

@@ -7,6 +7,7 @@ import random
 import signal
 from collections import Counter
 
+import pytest
 from tests.faults.conftest import ROUNDS, Workers
 from tests.support import eventually
 
@@ -49,6 +50,7 @@ async def handle(number: int, message: Message):
 """
 
 
+@pytest.mark.fault("F29")
 async def test_killed_at_random_points_nothing_is_lost(workers: Workers) -> None:
     """Two hundred failing messages, workers killed with -9 at random: each ends done or dead, none is missing."""
     (workers.folder / "service.py").write_text(HEAD + FAILING)
@@ -88,6 +90,7 @@ async def _is_empty(transport: object, *queues: str) -> bool:
     return not any([await transport.depth(queue) for queue in queues])
 
 
+@pytest.mark.fault("F29")
 async def test_a_message_that_kills_its_process(workers: Workers) -> None:
     """Among a thousand good ones it is dead-lettered after its attempts; the others are all handled, and uncharged."""
     (workers.folder / "service.py").write_text(HEAD + KILLER)

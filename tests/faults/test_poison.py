@@ -104,6 +104,7 @@ async def dead_letters(url: str, expected: int) -> list[Delivery]:
     return found
 
 
+@pytest.mark.fault("F44")
 async def test_each_poison_is_dead_lettered_once_and_harms_nobody(
     eventpipe_rabbitmq: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 
+import pytest
 from tests.support import eventually
 
 from eventpipe import EventPipe, Exchange, Message, Queue, Retry
@@ -32,6 +33,7 @@ async def test_a_retry_reaches_the_failing_queue_only(eventpipe_broker: str) -> 
     assert sorted(seen) == [*(("bad", attempt, "a.b") for attempt in range(1, 6)), ("good", 1, "a.b")]
 
 
+@pytest.mark.fault("F34")
 async def test_ten_rounds_are_no_cycle(eventpipe_broker: str) -> None:
     """The broker drops a message that dies in circles; ten retries keep it, with its id, body and headers."""
     pipe = EventPipe("memory://", name="rounds")
@@ -84,6 +86,7 @@ async def test_a_full_queue_does_not_block_anothers_retries(eventpipe_rabbitmq: 
             assert asyncio.get_running_loop().time() - begin < 2.0
 
 
+@pytest.mark.fault("F47")
 async def test_copies_do_not_obey_what_the_publisher_wrote(eventpipe_broker: str) -> None:
     """A CC header, a forged count and attempt do not travel on with a retry; an expiry is kept, aside."""
     pipe = EventPipe("memory://", name="forged")
@@ -119,7 +122,7 @@ async def test_a_consumer_that_can_not_dead_letter_keeps_the_message(eventpipe_r
     async with pipe, pipe.consuming():
         transport = pipe._session.transport
         async with transport._consuming.throwaway() as channel:
-            await (await channel.get_underlay_channel()).queue_delete("q.dead")
+            await channel.queue_delete("q.dead")
         await publisher.publish("x")
         await eventually(lambda: "can't be stored in queue 'q.dead'" in (pipe.health().consumers[0].error or ""))
         assert not pipe.health().ok

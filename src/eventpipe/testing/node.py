@@ -55,8 +55,12 @@ class RabbitNode:
         self.folder, self.facts = folder, facts
 
     @classmethod
-    def start(cls, *, config: str = "", owner: int | None = None) -> Self:
-        """Start a node and wait until it serves. Raises ``BrokerUnavailable``."""
+    def start(cls, *, config: str = "", owner: int | None = None, beside: "RabbitNode | None" = None) -> Self:
+        """Start a node and wait until it serves. Raises ``BrokerUnavailable``.
+
+        One that is started ``beside`` another shares its port mapper and its cookie, so that ``rabbitmqctl
+        join_cluster`` can put it into the other's cluster.
+        """
         server = find_server()
         if server is None:
             raise BrokerUnavailable(
@@ -66,6 +70,9 @@ class RabbitNode:
         port, management, distribution, mapper = _free_ports(4)
         name = f"eventpipe-{secrets.token_hex(4)}@localhost"
         _configure(folder, port, management, config)
+        if beside is not None:
+            mapper = beside.facts["mapper"]
+            shutil.copy2(beside.folder / "home" / ".erlang.cookie", folder / "home")
         facts = {"port": port, "management": management, "name": name, "mapper": mapper, "tools": str(server.parent)}
         facts["environment"] = _environment(folder, facts, distribution)
         node = cls(folder, facts)
