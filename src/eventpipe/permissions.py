@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from .routing import Exchange, Queue, Topology
 
 DEFAULT = "amq.default"
-"""What permissions call the exchange without a name, which leads to every queue."""
+"""What RabbitMQ's permissions and errors call the exchange without a name, which leads to every queue."""
 
 RESERVED = "eventpipe\\..*"
 """The delay ladder: one for a virtual host, declared by whoever needs it first."""
@@ -52,8 +52,7 @@ def permissions(
         for binding, target, _ in topology.bindings:
             write.add(target)
             read.add(binding.source.name)
-    delays = bool(topology.retried or exchanges or targets)
-    ladder = [RESERVED] if delays else []
+    ladder = [RESERVED] if topology.retried or targets else []
     returns = [f"{re.escape(name)}\\.(return|delayed)" for name in sorted({*topology.retried, *exchanges})]
     return Permissions(
         configure=_pattern(configure, [*ladder, *returns] if declares else []),

@@ -70,7 +70,7 @@ def _open(port: int) -> float:
     while True:
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
             return time.monotonic()
-        time.sleep(0.005)
+        time.sleep(0.005)  # in a thread of its own
 
 
 async def leaders(count: int) -> list[tuple[float, float]]:

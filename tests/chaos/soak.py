@@ -60,13 +60,14 @@ class Soak:
 
     async def _keep(self, what: str, number: int) -> None:
         while True:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                *self._commands[what],
-                env=self._environment,
-                stdout=asyncio.subprocess.DEVNULL,
-                stderr=(self.folder.parent / f"{what}-{number}.log").open("ab"),
-            )
+            with (self.folder.parent / f"{what}-{number}.log").open("ab") as log:
+                process = await asyncio.create_subprocess_exec(
+                    sys.executable,
+                    *self._commands[what],
+                    env=self._environment,
+                    stdout=asyncio.subprocess.DEVNULL,
+                    stderr=log,
+                )
             self._running[f"{what} {number}"] = process
             await process.wait()
             await asyncio.sleep(0.2)

@@ -18,6 +18,9 @@ from .failures import LOST, aiormq_calls
 from .hot import Deliveries, Feed, Names
 from .link import BACKOFF, RPC_TIMEOUT, Link, close_channel, when_closed
 
+LOOK_AGAIN = 5.0
+"""Seconds, at most, between looks at a queue that somebody made otherwise: each declares the whole topology."""
+
 
 class RabbitSubscription:
     """The pushes of one queue. ``redeclare`` makes a queue of ours exist again that somebody deleted."""
@@ -170,7 +173,8 @@ class RabbitSubscription:
             except LOST as error:  # whatever it is, this task has to go on
                 self._error = str(error) if isinstance(error, TopologyError) else f"queue {self._queue.name!r}: {error}"
                 self._gone = self._gone or isinstance(error, aiormq.exceptions.ChannelNotFoundEntity)
-                pause = min(max(BACKOFF[0], 2 * pause), BACKOFF[1])
+                longest = LOOK_AGAIN if isinstance(error, TopologyError) else BACKOFF[1]
+                pause = min(max(BACKOFF[0], 2 * pause), longest)
                 await asyncio.sleep(pause)
 
     async def _restore(self) -> None:

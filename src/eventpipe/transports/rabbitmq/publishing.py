@@ -7,6 +7,7 @@ from typing import Any
 import aiormq.exceptions
 
 from ...errors import TopologyError
+from ...permissions import DEFAULT
 from ..base import CONFIRMED, Outgoing, Verdict, VerdictKind
 from .failures import LOST, missing_exchange, refused_exchange
 from .hot import NACKED, Entry, Names, Publishes
@@ -17,17 +18,14 @@ Future = asyncio.Future[Verdict]
 DOUBTED_NACKS = 3
 """How many channels that have confirmed nothing yet may refuse a publish before the broker is believed.
 
-RabbitMQ 3.10 binds a channel to the leader that a quorum queue had when the channel published first. If that node has
-just died, the channel refuses everything, for ever (``rabbit_fifo_client:enqueue/3``: ``{badrpc, nodedown}``).
+Seen on RabbitMQ 3.10.8: a channel that was opened just after the death of a quorum queue's leader refused everything
+while another leader served; a channel that was opened half a second later was served at once.
 """
 
 REPLACE_AFTER = 5.0
 """Seconds after which a channel that refuses is replaced by a new one, for the same reason."""
 
 _RETIRING = 5.0  # seconds that what is under way on a channel gets before the channel is replaced
-
-DEFAULT = "amq.default"
-"""What the broker's errors call the exchange without a name."""
 
 
 class Publishing:
@@ -161,7 +159,8 @@ class Publishing:
         if verdict is CONFIRMED:
             self._proven = True
         elif verdict is NACKED:
-            if not self._proven and entry.nacks < DOUBTED_NACKS:
+            # What is doubted itself is sent alone, and somebody waits for its answer.
+            if not self._proven and not entry.doubted and entry.nacks < DOUBTED_NACKS:
                 entry.nacks += 1
                 entry.sent = False
                 self._replace()
