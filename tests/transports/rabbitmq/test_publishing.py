@@ -2,6 +2,8 @@
 
 import asyncio
 
+import pytest
+
 from eventpipe.message import Properties
 from eventpipe.transports.base import CONFIRMED, Outgoing
 from eventpipe.transports.rabbitmq.hot import NACKED, Entry
@@ -37,6 +39,34 @@ async def test_a_channel_that_has_confirmed_is_believed() -> None:
     publishing._heard(second, NACKED)
     assert second.future.result() is NACKED
     assert not publishing._retired.is_set()
+
+
+class Link:
+    blocked = False
+
+
+@pytest.mark.fault("F17")
+@pytest.mark.parametrize("what", ["silent", "answers", "blocked", "owes nothing"])
+async def test_a_silent_channel_is_replaced(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    """One that owes an answer, even if nobody waits for it any more; not one that answers, or is blocked, or idle."""
+    monkeypatch.setattr("eventpipe.transports.rabbitmq.publishing.SILENT_AFTER", 0.02)
+    link = Link()
+    publishing = Publishing(link, str)  # type: ignore[arg-type]  # it is not started
+    if what != "owes nothing":
+        publishing.withdraw(_looked_at(publishing).future)
+    link.blocked = what == "blocked"
+    if what == "answers":
+        publishing._heard(_sent(publishing), CONFIRMED)
+    publishing._look()
+    await asyncio.sleep(0.03)
+    publishing._look()
+    assert publishing._retired.is_set() == (what == "silent")
+
+
+def _looked_at(publishing: Publishing) -> Entry:
+    entry = _sent(publishing)
+    publishing._look()
+    return entry
 
 
 async def test_what_is_doubted_itself_is_answered() -> None:

@@ -25,6 +25,14 @@ while another leader served; a channel that was opened half a second later was s
 REPLACE_AFTER = 5.0
 """Seconds after which a channel that refuses is replaced by a new one, for the same reason."""
 
+SILENT_AFTER = 8.0
+"""Seconds after which a channel that owes answers and gives none is replaced, unless the broker blocks publishing.
+
+Seen once on RabbitMQ 3.10.8: a channel that had published while a quorum queue had no majority was silent for half a
+minute after the majority was back.
+"""
+
+_LOOK_EVERY = 0.5  # seconds
 _RETIRING = 5.0  # seconds that what is under way on a channel gets before the channel is replaced
 
 
@@ -39,7 +47,9 @@ class Publishing:
         self._first: set[asyncio.Task[None]] = set()
         self._task: asyncio.Task[None] | None = None
         self._closed = False
-        self._opened, self._proven, self._retired = 0.0, False, asyncio.Event()  # of the current channel
+        # Of the current channel: when it was opened, whether it has confirmed anything, since when it owes an answer.
+        self._opened, self._proven, self._retired = 0.0, False, asyncio.Event()
+        self._owes: float | None = None
 
     def start(self) -> None:
         """Begin to serve, as soon as the link is up."""
@@ -110,6 +120,7 @@ class Publishing:
             try:
                 publishes = self._link.publishes(channel, self._names, self._heard)
                 self._opened, self._proven, self._retired = asyncio.get_running_loop().time(), False, asyncio.Event()
+                self._owes = None
                 await self._send_again(publishes, lost)
                 await self._until_over(lost)
                 if lost.done():
@@ -143,7 +154,9 @@ class Publishing:
         retired = asyncio.ensure_future(self._retired.wait())
         waiting: list[asyncio.Future[Any]] = [lost, retired]
         try:
-            await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            while not lost.done() and not retired.done():
+                await asyncio.wait(waiting, timeout=_LOOK_EVERY, return_when=asyncio.FIRST_COMPLETED)
+                self._look()
         finally:
             retired.cancel()
         end = asyncio.get_running_loop().time() + _RETIRING
@@ -154,8 +167,19 @@ class Publishing:
         if not lost.done():
             await asyncio.sleep(BACKOFF[1])  # a new leader needs a moment
 
+    def _look(self) -> None:
+        """Replace a channel that has been silent for long although it owes an answer, also one nobody waits for."""
+        now = asyncio.get_running_loop().time()
+        if self._link.blocked:
+            self._owes = None
+        elif self._owes is None:
+            self._owes = now if any(entry.sent for entry in self._pending.values()) else None
+        elif now - self._owes > SILENT_AFTER:
+            self._replace()
+
     def _heard(self, entry: Entry, verdict: Verdict) -> None:
         """Take the broker's answer, unless it is one of a channel that may have gone wrong."""
+        self._owes = None
         if verdict is CONFIRMED:
             self._proven = True
         elif verdict is NACKED:
