@@ -23,8 +23,9 @@ class PushSubscription:
     def __init__(self, sink: Sink, on_lost: OnLost) -> None:
         self.epoch, self.state = 1, ConsumerState(consuming=True)
         self.settled: list[tuple[int, int]] = []
+        self.given_back: list[int] = []
         self.stale = 0
-        self.paused = self.closed = False
+        self.paused = self.cancelled = self.closed = False
         self._sink, self._on_lost, self._tag = sink, on_lost, 0
 
     def push(self, body: bytes, properties: Properties | None = None, **more: object) -> Delivery:
@@ -41,7 +42,10 @@ class PushSubscription:
         if epoch != self.epoch:
             self.stale += 1
             return False
-        self.settled += [(epoch, tag) for tag in tags]
+        if requeue:
+            self.given_back += tags
+        else:
+            self.settled += [(epoch, tag) for tag in tags]
         return True
 
     async def flush(self) -> None:
@@ -52,6 +56,9 @@ class PushSubscription:
 
     def resume(self) -> None:
         self.paused = False
+
+    async def cancel(self) -> None:
+        self.cancelled = True
 
     async def close(self) -> None:
         self.closed = True

@@ -43,9 +43,10 @@ class Bench:
 async def bench(handler: object, **work: object) -> AsyncIterator[Bench]:
     """Run a worker with one handler; everything else is as in ``Work``."""
     transport = PushTransport()
-    settings = {"concurrency": 10, "prefetch": 20, "retry": Retry(attempts=3, delay=1.0, jitter=0.0), **work}
+    retry = Retry(attempts=3, delay=1.0, jitter=0.0)
+    settings = {"queue": QUEUE, "concurrency": 10, "prefetch": 20, "retry": retry, **work}
     worker = Worker(
-        Work(queue=QUEUE, handlers=(plan(handler),), **settings),
+        Work(handlers=(plan(handler),), **settings),
         Surroundings(transport, SystemClock(), random.Random(1)),
     )
     await worker.start()
@@ -394,7 +395,7 @@ async def test_contexts_do_not_leak() -> None:
 
 
 async def test_draining_finishes_what_has_started_and_gives_the_rest_back() -> None:
-    """A stop waits for running handlers, settles them, and leaves what waits unsettled."""
+    """A stop gives back what has not begun before it waits for running handlers, and settles those."""
     release, seen = asyncio.Event(), []
 
     async def handle(event: int) -> None:
@@ -407,10 +408,88 @@ async def test_draining_finishes_what_has_started_and_gives_the_rest_back() -> N
         await eventually(lambda: len(seen) == 2)
         stopping = asyncio.create_task(b.worker.stop(5.0))
         await asyncio.sleep(0.02)
-        assert b.queue.paused
+        assert (True, [3, 4, 5], False) == (b.queue.cancelled, b.queue.given_back, b.queue.closed)
         release.set()
         await stopping
         assert ([0, 1], [(1, 1), (1, 2)], True) == (seen, b.queue.settled, b.queue.closed)
+
+
+async def test_stopping_hands_on_what_was_given_back_before() -> None:
+    """As a copy: given back again and again, by one process after another, it would be taken for what kills them."""
+    release, seen = asyncio.Event(), []
+
+    async def handle(event: int) -> None:
+        seen.append(event)
+        await release.wait()
+
+    async with bench(handle, concurrency=1) as b:
+        b.queue.push(b"0")
+        b.queue.push(b"1", Properties(message_id="k", headers={ATTEMPT: 2}), redelivered=True, delivery_count=1)
+        b.queue.push(b"2")
+        await eventually(lambda: seen == [0])
+        stopping = asyncio.create_task(b.worker.stop(5.0))
+        await eventually(lambda: b.queue.given_back)
+        ((out, delay),) = b.transport.published
+        assert ("orders", "k", 2, 0.0) == (out.key, out.properties.message_id, out.properties.headers[ATTEMPT], delay)
+        assert ([(1, 2)], [3]) == (b.queue.settled, b.queue.given_back)
+        release.set()
+        await stopping
+
+
+async def test_stopping_hands_on_what_it_had_to_cancel() -> None:
+    """A handler that takes longer than every drain is not what kills its process."""
+
+    async def handle(event: int) -> None:
+        await asyncio.get_running_loop().create_future()
+
+    async with bench(handle) as b:
+        b.queue.push(b"0")
+        b.queue.push(b"1", redelivered=True, delivery_count=1)
+        await eventually(lambda: b.worker.in_flight == 2)
+        await b.worker.stop(0.05)
+        assert ["orders"] == [key for key, _, _ in b.copies]
+        assert [(1, 2)] == b.queue.settled
+
+
+async def test_stopping_gives_back_what_it_can_not_hand_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The broker says nothing of the copy: the original goes back, and the stop goes on."""
+    monkeypatch.setattr("eventpipe.worker.CANCEL_GRACE", 0.05)
+    release, seen = asyncio.Event(), []
+
+    async def handle(event: int) -> None:
+        seen.append(event)
+        await release.wait()
+
+    async with bench(handle, concurrency=1) as b:
+        b.transport.verdict = None
+        b.queue.push(b"0")
+        b.queue.push(b"1", redelivered=True, delivery_count=1)
+        await eventually(lambda: seen == [0])
+        stopping = asyncio.create_task(b.worker.stop(5.0))
+        await eventually(lambda: b.queue.given_back == [2])
+        release.set()
+        await stopping
+        assert [(1, 1)] == b.queue.settled
+
+
+async def test_a_single_active_consumer_gives_back_when_it_ends() -> None:
+    """Not before: the next one would overtake what runs here."""
+    release, seen = asyncio.Event(), []
+
+    async def handle(event: int) -> None:
+        seen.append(event)
+        await release.wait()
+
+    async with bench(handle, queue=Queue("orders", single_active_consumer=True), concurrency=1) as b:
+        b.queue.push(b"0")
+        b.queue.push(b"1")
+        await eventually(lambda: seen == [0])
+        stopping = asyncio.create_task(b.worker.stop(5.0))
+        await asyncio.sleep(0.02)
+        assert (True, False, []) == (b.queue.paused, b.queue.cancelled, b.queue.given_back)
+        release.set()
+        await stopping
+        assert ([(1, 1)], True) == (b.queue.settled, b.queue.closed)
 
 
 @pytest.mark.fault("F33")

@@ -81,11 +81,30 @@ class Intake:
         if self._subscription is not None:
             await self._subscription.flush()
 
-    def pause(self) -> None:
-        """Take no more pushes, and forget what waits: closing gives it back."""
-        if self._subscription is not None:
-            self._subscription.pause()
-        self.waiting.clear()
+    async def cancel(self) -> list[Delivery]:
+        """Take no more pushes; give what waits and may be somebody else's at once, for the caller to give back.
+
+        With a single active consumer that is nothing: the next one would overtake what is still in hand here. What
+        waits is then given back by closing.
+        """
+        subscription = self._subscription
+        if subscription is None:
+            return []
+        if self.queue.single_active_consumer:
+            subscription.pause()
+            self.waiting.clear()
+            return []
+        try:
+            await subscription.cancel()
+        finally:
+            waiting = list(self.waiting)
+            self.waiting.clear()
+        return waiting
+
+    def give_back(self, delivery: Delivery) -> None:
+        """Have the broker hand it out again, and count that."""
+        if self._unsettled.pop(delivery, None) is not None and self._subscription is not None:
+            self._subscription.settle(delivery.epoch, (delivery.tag,), requeue=True)
 
     async def close(self) -> None:
         """Write what is settled and give the rest back, in order."""

@@ -82,9 +82,13 @@ class Storing:
         else:
             await self._store_suspect(message, message.attempt + 1)
 
-    async def hand_on(self, message: Message) -> None:
-        """Leave a suspect to the next process, with nothing charged: this one stops, and not because of it."""
-        await self._store_suspect(message, message.attempt)
+    async def hand_on(self, message: Message, queue: Queue) -> None:
+        """Leave it to the next process with nothing counted against it: this one stops, and not because of it."""
+        if queue == self._work.queue:
+            copy = retry_copy(message, attempt=message.attempt, now=self._around.clock.time())
+            await self._store(message, queue, copy)
+        else:
+            await self._store_suspect(message, message.attempt)
 
     async def _store_suspect(self, message: Message, attempt: int) -> None:
         suspects = self._work.queue.suspects

@@ -84,18 +84,10 @@ class Worker:
             await intake.open(self._around.transport)
 
     async def stop(self, seconds: float) -> None:
-        """Drain: start nothing more, let what has started end within ``seconds``, settle it, give the rest back.
-
-        The channel is closed and no consumer is cancelled first: with a single active consumer a cancel would let the
-        next one overtake what is still in hand here.
-        """
+        """Drain: start nothing more, give back what has not begun, let the rest end within ``seconds``, settle it."""
         self._stopping = True
-        if self._alone is None and self._suspects is not None and self._suspects.waiting:
-            self._open_suspect(Parcel(self._suspects, self._suspects.waiting.popleft()))
-        suspect = self._alone
-        for intake in self.intakes:
-            intake.pause()
-        await self._until_nothing_runs(seconds)
+        await asyncio.gather(self._give_back(), self._until_nothing_runs(seconds))
+        unfinished = dict.fromkeys([*(slot.parcel for slot in self._slots.busy), self._alone])
         for slot in self._slots.busy:
             slot.task.cancel()
         await self._until_nothing_runs(CANCEL_GRACE)
@@ -103,20 +95,45 @@ class Worker:
             log.warning(
                 "handlers left behind: they ignore cancellation", queue=self.work.queue.name, count=self.in_flight
             )
-        await self._hand_on(suspect)
+        await self._hand_on([parcel for parcel in unfinished if parcel is not None and self._would_count(parcel)])
         self._slots.close()
         for intake in self.intakes:
             await intake.close()
         self._handling.close()
 
-    async def _hand_on(self, parcel: Parcel | None) -> None:
-        """Give back a suspect that has not ended as a copy: given back itself it would count as a process's death."""
-        if parcel is None or not parcel.intake.holds(parcel.delivery):
-            return
-        with contextlib.suppress(NotStored, TimeoutError):
+    async def _give_back(self) -> None:
+        """Give back what has not begun, now: what runs may take its time, and others need not wait for it."""
+        waiting: list[Parcel] = []
+        for intake in self.intakes:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(CANCEL_GRACE):
+                    waiting += [Parcel(intake, delivery) for delivery in await intake.cancel()]
+        waiting = [parcel for parcel in waiting if not self._was_here(parcel)]
+        await self._hand_on([parcel for parcel in waiting if self._would_count(parcel)])
+        for parcel in waiting:
+            parcel.intake.give_back(parcel.delivery)
+
+    def _would_count(self, parcel: Parcel) -> bool:
+        """Tell whether whoever gets it next would take this hand-over for the death of a process."""
+        delivery = parcel.delivery
+        if self._suspects is None or delivery.fault is not None:
+            return False
+        if parcel.intake is self._suspects:
+            return not delivery.redelivered  # one that is was not given back by a stop: it is charged, later
+        return delivery.redelivered and (delivery.delivery_count or 0) + 1 >= SUSPICIOUS
+
+    async def _hand_on(self, parcels: list[Parcel]) -> None:
+        """Give back as copies, which nobody counts: RabbitMQ can't tell a stop from a death."""
+
+        async def hand_on(parcel: Parcel) -> None:
+            if parcel.intake.holds(parcel.delivery):
+                with contextlib.suppress(NotStored):
+                    await self._storing.hand_on(self._unpacking.whole(parcel), parcel.intake.queue)
+                    parcel.intake.settle(parcel.delivery)
+
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CANCEL_GRACE):
-                await self._storing.hand_on(self._unpacking.whole(parcel))
-                parcel.intake.settle(parcel.delivery)
+                await asyncio.gather(*map(hand_on, parcels))
 
     async def _until_nothing_runs(self, seconds: float) -> None:
         if self._slots.busy:

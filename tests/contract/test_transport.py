@@ -462,6 +462,46 @@ async def test_streams_are_published_to_only(harness: Any) -> None:
         await consume(transport, stream)
 
 
+async def test_a_cancelled_subscription_settles_what_it_has(harness: Any) -> None:
+    """It is pushed nothing more; what it gives back goes to others while it still holds the rest, and settles it."""
+    transport = await harness.open()
+    queue = Queue("q")
+    await transport.declare(wanted(queue))
+    inbox = await consume(transport, queue, prefetch=3)
+    await publish(transport, *(to_queue(queue, b"%d" % number) for number in range(5)))
+    await eventually(lambda: len(inbox.got) == 3)
+    await inbox.subscription.cancel()
+    assert not inbox.subscription.state.consuming
+    other = await consume(transport, queue)
+    await eventually(lambda: other.bodies == [b"3", b"4"])
+    held, *rest = inbox.got
+    for delivery in rest:
+        assert inbox.subscription.settle(delivery.epoch, [delivery.tag], requeue=True)
+    await eventually(lambda: other.bodies == [b"3", b"4", b"1", b"2"])
+    assert inbox.subscription.settle(held.epoch, [held.tag])
+    await inbox.subscription.close()
+    other.ack(*other.got)
+    await other.subscription.close()
+    assert await transport.depth("q") == 0
+    assert len(inbox.got) == 3
+
+
+async def test_a_cancelled_subscription_ends_with_its_connection(harness: Any) -> None:
+    """What it held goes to others; it is not consumed again."""
+    transport = await harness.open()
+    queue = Queue("q")
+    await transport.declare(wanted(queue))
+    inbox = await consume(transport, queue)
+    await publish(transport, to_queue(queue, b"x"))
+    await eventually(lambda: inbox.got)
+    await inbox.subscription.cancel()
+    await harness.drop_connections()
+    await eventually(lambda: inbox.lost)
+    other = await consume(transport, queue)
+    await eventually(lambda: other.got)
+    assert len(inbox.got) == 1
+
+
 @pytest.mark.fault("F56")
 async def test_classic_queues_do_not_count(harness: Any) -> None:
     """A classic queue tells that a message is redelivered, not how often."""

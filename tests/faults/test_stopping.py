@@ -41,13 +41,10 @@ asyncio.run(main())
 
 @asynccontextmanager
 async def _process(folder: Path, url: str) -> Any:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "service.py",
-        cwd=folder,
-        env={**os.environ, "EVENTPIPE_URL": url},
-        stdout=asyncio.subprocess.DEVNULL,
-    )
+    with (folder / "out").open("ab") as out:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "service.py", cwd=folder, env={**os.environ, "EVENTPIPE_URL": url}, stdout=out
+        )
     try:
         yield process
     finally:
@@ -96,7 +93,26 @@ async def test_sigterm_again_and_again(workers: Workers) -> None:
             await process.wait()
         assert [str(number) for number in range(count)] == sorted((line[1] for line in workers.lines("done")), key=int)
         assert await pipe._session.transport.depth("jobs.dead") == 0
+        assert "set aside" not in (workers.folder / "out").read_text(), "a stop was taken for a death"
         assert slowest < 2.0
+
+
+@pytest.mark.fault("F30")
+async def test_what_has_not_begun_is_back_within_a_second(workers: Workers) -> None:
+    """Although handlers take the whole drain; those are cut off then, and their messages are back too."""
+    (workers.folder / "service.py").write_text(SERVICE)
+    pipe = EventPipe(workers.url, name="sender")
+    publisher = pipe.publisher(int, to=Queue("jobs"))
+    async with pipe:
+        await publisher.publish_many([-1] * 10 + list(range(50)))
+        async with _process(workers.folder, workers.url) as process:
+            await eventually(lambda: workers.lines("started"), within=20)
+            await eventually(lambda: _is_empty(pipe))
+            process.send_signal(signal.SIGTERM)
+            await eventually(lambda: _holds(pipe, 50), within=1.0)
+            assert process.returncode is None, "it drains"
+            assert await asyncio.wait_for(process.wait(), 10) == 0
+        await eventually(lambda: _holds(pipe, 60))
 
 
 @pytest.mark.fault("F30")
@@ -117,12 +133,12 @@ async def test_a_second_signal_ends_it_at_once(workers: Workers) -> None:
             told = time.monotonic()
             assert await asyncio.wait_for(process.wait(), 5) == -signal.SIGTERM
             assert time.monotonic() - told < 1.0
-        await eventually(lambda: _holds_one(pipe))
+        await eventually(lambda: _holds(pipe, 1))
 
 
 async def _is_empty(pipe: EventPipe) -> bool:
-    return await pipe._session.transport.depth("jobs") == 0
+    return await _holds(pipe, 0)
 
 
-async def _holds_one(pipe: EventPipe) -> bool:
-    return await pipe._session.transport.depth("jobs") == 1
+async def _holds(pipe: EventPipe, count: int) -> bool:
+    return await pipe._session.transport.depth("jobs") == count

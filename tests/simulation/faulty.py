@@ -153,6 +153,10 @@ class FaultySubscription:
     def resume(self) -> None:
         self._inner.resume()
 
+    async def cancel(self) -> None:
+        if not self._transport.dead:
+            await self._inner.cancel()
+
     async def close(self) -> None:
         if not self._transport.dead:
             await self._inner.close()

@@ -135,6 +135,13 @@ class Subscription(Protocol):
         """Push again, what was held first."""
         ...
 
+    async def cancel(self) -> None:
+        """Ask for no more pushes, for good, and wait until the broker has heard; in bounded time.
+
+        What it has handed out can still be settled. It is not consumed again when the epoch ends.
+        """
+        ...
+
     async def close(self) -> None:
         """Write what is settled, then give everything else back, in order. Nothing is pushed after it."""
         ...

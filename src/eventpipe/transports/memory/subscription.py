@@ -23,16 +23,17 @@ class MemorySubscription:
         self._on_lost: OnLost | None = None
         self._queue: MemoryQueue | None = None
         self._channel: Channel | None = None
-        self._paused = False
+        self._paused = self._cancelled = False
 
     @property
     def state(self) -> ConsumerState:
-        return ConsumerState(consuming=self._channel is not None, error=self.error)
+        consuming = self._channel is not None and not self._cancelled
+        return ConsumerState(consuming=consuming, error=self.error)
 
     @property
     def closed(self) -> bool:
-        """Whether it has ended for good."""
-        return self._sink is None
+        """Whether it has ended for good: nothing is pushed and nothing can be settled any more."""
+        return self._sink is None or (self._cancelled and self._channel is None)
 
     def start(self, sink: Sink, on_lost: OnLost) -> bool:
         """Begin the first epoch; ``False`` when there is no such queue. Raises ``TopologyError``."""
@@ -40,8 +41,8 @@ class MemorySubscription:
         return self.reopen()
 
     def reopen(self) -> bool:
-        """Begin an epoch if there is none; ``False``: closed, or no such queue. Raises ``TopologyError``."""
-        if self._sink is None or self._channel is not None:
+        """Begin an epoch if there is none; ``False``: closed for good, or no such queue. Raises ``TopologyError``."""
+        if self._sink is None or self._cancelled or self._channel is not None:
             return self._channel is not None
         queue = self._broker.queues.get(self.spec.name)
         if queue is None:
@@ -55,14 +56,15 @@ class MemorySubscription:
         self._broker.touch(queue)
         return True
 
-    def lose(self, reason: str) -> None:
-        """End the epoch: what is unsettled goes back, and the client hears of it."""
+    def lose(self, reason: str) -> bool:
+        """End the epoch, if there is one: what is unsettled goes back, and the client hears of it."""
         if self._channel is None:
-            return
+            return False
         self.error = reason
         self._give_back()
         if self._on_lost is not None:
             self._on_lost(self.epoch)
+        return True
 
     def forget(self) -> None:
         """End for good, without a word."""
@@ -93,6 +95,12 @@ class MemorySubscription:
 
     def resume(self) -> None:
         self._set_paused(paused=False)
+
+    async def cancel(self) -> None:
+        self._cancelled = True
+        if self._channel is not None and self._queue is not None:
+            self._channel.prefetch = 0
+            self.resume()  # what was pushed before is in hand
 
     async def close(self) -> None:
         self.forget()

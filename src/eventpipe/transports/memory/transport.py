@@ -143,9 +143,8 @@ class MemoryTransport:
                 self._lose(subscription, f"queue {queue!r}: the broker cancelled the consumer: was the queue deleted?")
 
     def _lose(self, subscription: MemorySubscription, reason: str) -> None:
-        if subscription.state.consuming:
+        if subscription.lose(reason):
             self._lost.append(subscription)
-            subscription.lose(reason)
 
     def _reopen(self) -> None:
         """Begin new epochs, declaring again what was ours and is gone."""

@@ -39,6 +39,7 @@ class RabbitSubscription:
         self._paused = self._closed = False
         self._lost = asyncio.Event()
         self._consuming = False
+        self._tag = ""
         self._gone = False  # the queue was deleted, or may be
         self._error: str | None = None
         self._flush_at = max(1, prefetch // 2)
@@ -110,14 +111,29 @@ class RabbitSubscription:
         while self._held and not self._paused:
             self._sink(self._held.popleft())
 
+    async def cancel(self) -> None:
+        await self._end_supervision()
+        self.resume()
+        self._consuming = False
+        channel = self._channel
+        if channel is not None:
+            with contextlib.suppress(*LOST):
+                async with asyncio.timeout(RPC_TIMEOUT):
+                    with aiormq_calls():
+                        await channel.basic_cancel(self._tag)
+
     async def close(self) -> None:
         self._closed = True
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+        await self._end_supervision()
         await self._written()
         self._abandon()
         await self._close_abandoned()
+
+    async def _end_supervision(self) -> None:
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.wait([task])
 
     async def flush(self) -> None:
         await self._written()
@@ -189,12 +205,12 @@ class RabbitSubscription:
         channel = await self._link.channel()
         try:
             # A fresh tag each time: 3.10 confuses the deliveries of a tag that is used again.
-            tag = f"eventpipe-{secrets.token_hex(8)}"
+            self._tag = f"eventpipe-{secrets.token_hex(8)}"
             async with asyncio.timeout(RPC_TIMEOUT):
                 with aiormq_calls():
                     await channel.basic_qos(prefetch_count=self._prefetch)
                     deliveries = self._begin(channel)
-                    await deliveries.consume(self._names(self._queue.name), tag)
+                    await deliveries.consume(self._names(self._queue.name), self._tag)
         except BaseException:
             self._abandon()
             self._lost.set()
