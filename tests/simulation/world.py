@@ -104,7 +104,7 @@ class World:
         self.outputs: dict[int, set[str]] = {}
         self.dead: dict[int, str] = {}
         self.problems: list[str] = []
-        self.publishing = 0
+        self.consuming: dict[EventPipe, None] = {}
         self._numbers = iter(range(10**9))
 
     def tell(self, what: str) -> None:
@@ -177,9 +177,13 @@ class World:
         async def finish(event: Event, message: Message) -> None:
             self.outputs.setdefault(event[0], set()).add(message.id)
 
-        async with pipe, pipe.consuming():
-            await asyncio.sleep(self.chance.choice((20.0, ENDED_WITHIN)) * self.chance.random())
-            self.tell("a worker is stopped")
+        self.consuming[pipe] = None
+        try:
+            async with pipe, pipe.consuming():
+                await asyncio.sleep(self.chance.choice((20.0, ENDED_WITHIN)) * self.chance.random())
+                self.tell("a worker is stopped")
+        finally:
+            del self.consuming[pipe]
 
     async def _behave(self, event: Event, message: Message) -> None:
         number, behaviour = event
@@ -273,7 +277,9 @@ class World:
     def _empty(self) -> bool:
         waiting = [queue for name, queue in self.broker.queues.items() if not name.endswith(".dead")]
         busy = any(queue.ready or queue.unacked for queue in waiting)
-        return not busy and not self.broker.delayed
+        # A handler may have lost its message to somebody else, and still leave a copy when it fails.
+        running = any(one.in_flight for pipe in self.consuming for one in pipe.health().consumers)
+        return not busy and not running and not self.broker.delayed
 
     def _check(self) -> None:
         if not self._empty():
