@@ -8,7 +8,7 @@ import eventpipe
 ROOT = Path(eventpipe.__file__).parent
 LEVELS = [
     {"errors", "version"},
-    {"message", "codec", "routing", "retry", "copies", "wish", "shown", "permissions"},
+    {"message", "codec", "routing", "retry", "copies", "wish", "shown", "permissions", "where"},
     {"clock", "context", "handler"},
     {"transports.base"},
     {"intake", "work"},
@@ -16,7 +16,7 @@ LEVELS = [
     {"handling"},
     {"storing"},
     {"worker", "outlet"},
-    {"packing", "health", "watch"},
+    {"packing", "health", "watch", "deadletters"},
     {"publisher"},
     {"consumer"},
     {"transports.memory", "transports.rabbitmq"},
@@ -25,7 +25,7 @@ LEVELS = [
     {""},
     {"testing", "cli"},
 ]
-PURE = {"errors", "message", "codec", "routing", "retry", "copies", "wish", "shown", "permissions"}
+PURE = {"errors", "message", "codec", "routing", "retry", "copies", "wish", "shown", "permissions", "where"}
 IMPURE_MODULES = {"asyncio", "time", "random", "secrets", "logging", "structlog", "socket", "threading", "os"}
 AMQP = {"aio_pika", "aiormq", "pamqp", "yarl"}
 

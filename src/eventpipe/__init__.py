@@ -3,6 +3,7 @@
 from .codec import Codec
 from .consumer import Consumer
 from .context import log_context
+from .deadletters import DeadLetters
 from .errors import (
     AccessRefused,
     ConfigurationError,
@@ -22,7 +23,7 @@ from .errors import (
     Unroutable,
 )
 from .health import ConsumerHealth, Health
-from .message import DeadMessage, Message, Properties
+from .message import DeadMessage, FailedAttempt, Message, Properties
 from .outlet import Receipt
 from .packing import Pack
 from .pipe import EventPipe, Options
@@ -30,6 +31,7 @@ from .publisher import Publisher
 from .retry import Retry
 from .routing import Binding, Exchange, Queue, Topology
 from .version import VERSION
+from .where import Where
 
 __version__ = VERSION
 
@@ -41,11 +43,13 @@ __all__ = [
     "ConnectError",
     "Consumer",
     "ConsumerHealth",
+    "DeadLetters",
     "DeadMessage",
     "Disconnected",
     "EventPipe",
     "EventPipeError",
     "Exchange",
+    "FailedAttempt",
     "Health",
     "InvalidMessage",
     "Message",
@@ -67,5 +71,6 @@ __all__ = [
     "TopologyMismatch",
     "TopologyMissing",
     "Unroutable",
+    "Where",
     "log_context",
 ]

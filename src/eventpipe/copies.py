@@ -4,12 +4,28 @@ Body, id and properties stay. What the broker would obey or believe on the way i
 (broker-side ``CC`` routing, death counters, a foreign ``user_id``, an ``expiration`` that would cut a delay short).
 """
 
+import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
-from .message import ATTEMPT, EXCHANGE, EXPIRES, KEY, ORIGINAL, PREFIX, SUSPECT, TIME, DeadMessage, Message, Properties
+from .message import (
+    ATTEMPT,
+    EXCHANGE,
+    EXPIRES,
+    KEY,
+    ORIGINAL,
+    PREFIX,
+    SUSPECT,
+    TIME,
+    DeadMessage,
+    FailedAttempt,
+    Message,
+    Properties,
+    attempt_of,
+)
 
 REASON = PREFIX + "reason"
 ERROR_TYPE = PREFIX + "error-type"
@@ -24,19 +40,39 @@ CUT = PREFIX + "cut-header"
 HEADER_BUDGET = 100_000
 """Bytes: all headers of a copy. A header frame has to fit RabbitMQ's default ``frame_max`` of 131,072 bytes."""
 
+HISTORY = PREFIX + "history"
+"""How the attempts before ended: a list of tables with ``attempt``, ``at`` (milliseconds since 1970) and ``error``."""
+
+_TRIED = (ATTEMPT, SUSPECT, EXPIRES, FIRST_TRIED, HISTORY)
+_DEAD = (REASON, QUEUE, HANDLER, DEAD_AT, ERROR_TYPE, ERROR, TRACEBACK)
+_REMEMBERED = 10  # attempts
+_LINE = 200  # characters of how an attempt ended
 _DROPPED = ("CC", "BCC", "x-delivery-count", "x-death")
 _TEXT = 2_000  # characters of an exception's text
 _TRACEBACK = 8_000  # characters of its traceback, from the end, where the cause is
 
 
-def retry_copy(message: Message, *, attempt: int, now: float) -> Properties:
-    """Give the properties of the copy that will be handled as the ``attempt``-th; ``now`` is in seconds since 1970."""
-    return _copy(message, {**_origin(message), ATTEMPT: attempt, SUSPECT: None}, now=now)
+def retry_copy(message: Message, *, attempt: int, now: float, failure: str | None = None) -> Properties:
+    """Give the properties of the copy that will be handled as the ``attempt``-th; ``now`` is in seconds since 1970.
+
+    ``failure`` says how this attempt ended.
+    """
+    added = {**_origin(message), QUEUE: message.queue, ATTEMPT: attempt, SUSPECT: None}
+    return _copy(message, added | _history(message, failure, now), now=now)
 
 
-def suspect_copy(message: Message, *, attempt: int, now: float) -> Properties:
+def suspect_copy(message: Message, *, attempt: int, now: float, failure: str | None = None) -> Properties:
     """Give the properties of a copy that must be handled alone."""
-    return _copy(message, {**_origin(message), ATTEMPT: attempt, SUSPECT: True}, now=now)
+    added = {**_origin(message), ATTEMPT: attempt, SUSPECT: True}
+    return _copy(message, added | _history(message, failure, now), now=now)
+
+
+def replay_copy(message: Message) -> Properties:
+    """Give the properties of a dead letter that is to be handled again, as if for the first time.
+
+    Whoever replays it wants it handled: it does not expire any more.
+    """
+    return _copy(message, {**_origin(message), **dict.fromkeys(_TRIED + _DEAD)})
 
 
 def dead_copy(dead: DeadMessage, *, handler: str, now: float) -> Properties:
@@ -58,14 +94,17 @@ def dead_copy(dead: DeadMessage, *, handler: str, now: float) -> Properties:
     return _copy(message, added, now=now)
 
 
-def describe(failure: BaseException) -> dict[str, str]:
+def parked_copy(dead: DeadMessage) -> Properties:
+    """Give the properties of a dead letter that moves to another queue; why it died, only the broker may have said."""
+    died = None if dead.died is None else round(dead.died * 1000)
+    return _copy(dead.message, {REASON: dead.reason, QUEUE: dead.queue, DEAD_AT: died})
+
+
+def describe(failure: BaseException) -> tuple[str, str, str]:
     """Describe an exception for a dead letter: its type, its text, and the end of its traceback."""
     lines = traceback.format_exception(failure)
-    return {
-        "error_type": f"{type(failure).__module__}.{type(failure).__qualname__}",
-        "error": str(failure)[:_TEXT],
-        "traceback": "".join(lines)[-_TRACEBACK:],
-    }
+    name = f"{type(failure).__module__}.{type(failure).__qualname__}"
+    return name, str(failure)[:_TEXT], "".join(lines)[-_TRACEBACK:]
 
 
 def read_dead(message: Message) -> DeadMessage:
@@ -73,21 +112,52 @@ def read_dead(message: Message) -> DeadMessage:
     headers = message.headers
     deaths = headers.get("x-death")
     by_broker = deaths[0] if isinstance(deaths, list) and deaths and isinstance(deaths[0], Mapping) else {}
+    when = by_broker.get("time")
     return DeadMessage(
         message=message,
         queue=str(headers.get(QUEUE) or by_broker.get("queue", "")),
         reason=str(headers.get(REASON) or by_broker.get("reason", "")),
-        error_type=headers.get(ERROR_TYPE),
-        error=headers.get(ERROR),
-        traceback=headers.get(TRACEBACK),
-        attempt=headers.get(ATTEMPT, 1),
+        error_type=_text(headers.get(ERROR_TYPE)),
+        error=_text(headers.get(ERROR)),
+        traceback=_text(headers.get(TRACEBACK)),
+        attempt=attempt_of(headers, sys.maxsize),
+        handler=str(headers.get(HANDLER, "")),
+        first_tried=_seconds(headers.get(FIRST_TRIED)),
+        died=_seconds(headers.get(DEAD_AT)) or (when.timestamp() if isinstance(when, datetime) else None),
+        history=tuple(_attempts(headers.get(HISTORY))),
     )
 
 
-def _copy(message: Message, added: Mapping[str, Any], *, now: float) -> Properties:
+def _history(message: Message, failure: str | None, now: float) -> dict[str, Any]:
+    """Add how this attempt ended to how the ones before did."""
+    if failure is None:
+        return {}
+    known = message.headers.get(HISTORY)
+    this = {"attempt": message.attempt, "at": round(now * 1000), "error": failure[:_LINE]}
+    return {HISTORY: [*(known if isinstance(known, list) else []), this][-_REMEMBERED:]}
+
+
+def _attempts(history: Any) -> Iterator[FailedAttempt]:
+    """Read the history; whoever published the message may have written anything there."""
+    for one in history if isinstance(history, list) else ():
+        attempt, at = (one.get("attempt"), one.get("at")) if isinstance(one, Mapping) else (None, None)
+        if isinstance(attempt, int) and isinstance(at, int):
+            yield FailedAttempt(attempt=attempt, at=at / 1000, error=str(one.get("error", "")))
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None else str(value)
+
+
+def _seconds(milliseconds: Any) -> float | None:
+    return milliseconds / 1000 if isinstance(milliseconds, int) else None
+
+
+def _copy(message: Message, added: Mapping[str, Any], *, now: float | None = None) -> Properties:
     old = message.properties
     headers = {name: value for name, value in old.headers.items() if not _dropped(name)}
-    headers.setdefault(FIRST_TRIED, round(now * 1000))
+    if now is not None:
+        headers.setdefault(FIRST_TRIED, round(now * 1000))
     headers |= _moved(old)
     while header_size(headers) > HEADER_BUDGET:  # a frame that is too large would close the connection, for ever
         largest = max(headers, key=lambda name: header_size(headers[name]))

@@ -114,11 +114,21 @@ def expired(properties: Properties, now: float) -> bool:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class FailedAttempt:
+    """One handling that failed; ``at`` is in seconds since 1970."""
+
+    attempt: int
+    at: float
+    error: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DeadMessage:
     """A message that was given up on: where it came from and why.
 
-    ``message`` has the untouched body. ``reason`` is one of ``Reason``'s words or the text of ``Reject``;
-    ``error_type``, ``error`` and ``traceback`` describe the exception, if there was one.
+    ``message`` has the untouched body. ``reason`` is eventpipe's or the broker's word, or the text of ``Reject``;
+    ``error_type``, ``error`` and ``traceback`` describe the last exception, if there was one; ``history`` is of the
+    attempts before, the last ten at most. Times are in seconds since 1970.
     """
 
     message: Message
@@ -128,3 +138,7 @@ class DeadMessage:
     error: str | None = None
     traceback: str | None = None
     attempt: int = 1
+    handler: str = ""
+    first_tried: float | None = None
+    died: float | None = None
+    history: tuple[FailedAttempt, ...] = ()

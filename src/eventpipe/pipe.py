@@ -14,6 +14,7 @@ from .clock import Chance, Clock, SystemClock, system_chance
 from .codec import BODY_LIMIT
 from .consumer import Consumer, ConsumerDecorator, Settings, plan_consumer
 from .context import configure_unless_configured
+from .deadletters import DeadLetters
 from .errors import ConfigurationError
 from .handler import UNSTATED
 from .health import Health, health_of
@@ -304,6 +305,15 @@ class EventPipe:
             if started is not None:
                 started()
             await stopped.wait()
+
+    def dead_letters(self, queue: Queue | str, *, parked: bool = False) -> DeadLetters:
+        """Give the dead letters of a queue, to look at and to have handled again; or the ``parked`` ones.
+
+        The queue need not be one of this pipe's. Raises ``ConfigurationError`` if the pipe is not entered.
+        """
+        session = self._entered()
+        named = queue if isinstance(queue, Queue) else Queue(queue)
+        return DeadLetters(named, session.transport, session.outlet, parked=parked)
 
     def health(self) -> Health:
         """Tell whether this pipe does its work now."""

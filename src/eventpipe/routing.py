@@ -17,6 +17,9 @@ QueueKind = Literal["quorum", "classic", "stream"]
 DELIVERY_LIMIT = 100
 """``x-delivery-limit`` of quorum queues: a last resort, the same everywhere, so that no policy change becomes a 406."""
 
+UNDELIVERABLE = "eventpipe.undeliverable"
+"""The queue of delayed messages whose destination was deleted while they waited."""
+
 QUEUE_NAME_LIMIT = 200
 """Bytes: a ladder's routing key (255 at most) holds a queue's name and 20 bits."""
 
@@ -175,8 +178,17 @@ class Queue:
 
 def companion(queue: Queue, suffix: str) -> Queue:
     """Make the durable queue ``<name>.<suffix>`` that serves ``queue``; what it holds stays until somebody takes it."""
-    kind: QueueKind = "quorum" if queue.kind == "quorum" else "classic"
-    return Queue(f"{queue.name}.{suffix}", kind=kind, dead_letter=False)
+    return keeping(f"{queue.name}.{suffix}", "quorum" if queue.kind == "quorum" else "classic")
+
+
+def keeping(name: str, kind: QueueKind = "quorum") -> Queue:
+    """Make a durable queue whose messages stay, however often somebody looks at them.
+
+    RabbitMQ 4 drops after twenty give-backs what a quorum queue without a limit of its own and without a dead-letter
+    exchange holds.
+    """
+    limit = {"x-delivery-limit": 1_000_000_000} if kind == "quorum" else {}
+    return Queue(name, kind=kind, dead_letter=False, arguments=limit)
 
 
 def check_key(key: str) -> None:

@@ -5,6 +5,7 @@ message and never loses it.
 """
 
 import inspect
+from dataclasses import replace
 
 import structlog
 
@@ -37,17 +38,18 @@ class Storing:
         """Store the copy that will be handled next, after ``seconds``."""
         attempt = message.attempt + 1
         log.info("retry", seconds=seconds, next_attempt=attempt, error=shown(repr(failure)))
-        copy = retry_copy(message, attempt=attempt, now=self._around.clock.time())
+        text = "" if failure is None else f"{type(failure).__name__}: {failure}"
+        copy = retry_copy(message, attempt=attempt, now=self._around.clock.time(), failure=text)
         await self._store(message, self._work.queue, copy, seconds)
         self._counts.retried += 1
 
     async def dead_letter(self, message: Message, reason: str, failure: BaseException | None = None) -> None:
         """Store the dead letter, then tell ``on_dead_letter``."""
         log.warning("dead-lettered", reason=shown(reason), error=shown(repr(failure)) if failure else None)
-        about = {} if failure is None else describe(failure)
-        dead = DeadMessage(
-            message=message, queue=self._work.queue.name, reason=reason, attempt=message.attempt, **about
-        )
+        dead = DeadMessage(message=message, queue=self._work.queue.name, reason=reason, attempt=message.attempt)
+        if failure is not None:
+            error_type, error, traceback = describe(failure)
+            dead = replace(dead, error_type=error_type, error=error, traceback=traceback)
         names = ", ".join(handler.name for handler in self._work.handlers)
         target = self._work.queue.dead
         if target is not None:
@@ -76,11 +78,11 @@ class Storing:
 
         Its process ended, or its connection did: whoever gets it next can't know which.
         """
+        what = "handed out alone and never settled: its process died, or was cut off"
         if message.attempt >= self._work.retry.attempts:
-            reason = f"handed out alone and never settled: its process died, or was cut off; attempt {message.attempt}"
-            await self.dead_letter(message, reason)
+            await self.dead_letter(message, f"{what}; attempt {message.attempt}")
         else:
-            await self._store_suspect(message, message.attempt + 1)
+            await self._store_suspect(message, message.attempt + 1, what)
 
     async def hand_on(self, message: Message, queue: Queue) -> None:
         """Leave it to the next process with nothing counted against it: this one stops, and not because of it."""
@@ -90,10 +92,11 @@ class Storing:
         else:
             await self._store_suspect(message, message.attempt)
 
-    async def _store_suspect(self, message: Message, attempt: int) -> None:
+    async def _store_suspect(self, message: Message, attempt: int, failure: str | None = None) -> None:
         suspects = self._work.queue.suspects
         if suspects is not None:
-            await self._store(message, suspects, suspect_copy(message, attempt=attempt, now=self._around.clock.time()))
+            copy = suspect_copy(message, attempt=attempt, now=self._around.clock.time(), failure=failure)
+            await self._store(message, suspects, copy)
 
     async def _store(self, message: Message, queue: Queue, properties: Properties, seconds: float = 0.0) -> None:
         """Store a copy, however often it takes: the original stays with the broker until the copy is confirmed."""

@@ -1,7 +1,6 @@
-"""The commands: run, topology, permissions, version."""
+"""The commands: run, topology, permissions, dead, version."""
 
 import asyncio
-import contextlib
 import shlex
 from collections.abc import Iterator
 from typing import Annotated
@@ -10,14 +9,16 @@ import rich
 import typer
 from rich.table import Table
 
-from ..errors import ConfigurationError, EventPipeError
+from ..errors import ConfigurationError
 from ..routing import Topology
 from ..version import VERSION
+from . import dead
+from .failing import errors
 from .loading import load_pipe
 from .supervisor import Plan, Supervisor
-from .worker import explain
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Run and look at eventpipe applications.")
+app.add_typer(dead.app, name="dead")
 
 Target = Annotated[str, typer.Argument(metavar="MODULE:PIPE", help="Where the EventPipe is, e.g. feeds.service:pipe")]
 
@@ -32,7 +33,7 @@ def run(
     drain: Annotated[float | None, typer.Option(min=0, help="Seconds that a shutdown may take.")] = None,
 ) -> None:
     """Consume until SIGTERM or Ctrl-C, then drain."""
-    with _errors():
+    with errors():
         pipe = load_pipe(target)
         pipe.drain = pipe.drain if drain is None else drain
         if workers > 1 and pipe.in_memory:
@@ -50,7 +51,7 @@ def topology(
     target: Target, *, mermaid: Annotated[bool, typer.Option("--mermaid", help="Print a Mermaid flowchart.")] = False
 ) -> None:
     """Show the exchanges, queues and bindings that a pipe declares."""
-    with _errors():
+    with errors():
         found = load_pipe(target).topology
     if mermaid:
         typer.echo(found.mermaid())
@@ -64,7 +65,7 @@ def topology(
 @app.command()
 def permissions(target: Target, user: Annotated[str, typer.Option(help="For the command line.")] = "USER") -> None:
     """Show the least that the application's RabbitMQ user needs, as a command line."""
-    with _errors():
+    with errors():
         found = load_pipe(target).permissions
     patterns = " ".join(shlex.quote(one) for one in (found.configure, found.write, found.read))
     typer.echo(f"rabbitmqctl set_permissions -p / {shlex.quote(user)} {patterns}")
@@ -93,13 +94,3 @@ def _tables(found: Topology) -> Iterator[Table]:
         arguments = " ".join(f"{name}={value}" for name, value in binding.arguments.items())
         bindings.add_row(binding.source.name, binding.key or arguments, f"{kind} {target}")
     yield from (table for table in (exchanges, queues, bindings) if table.row_count)
-
-
-@contextlib.contextmanager
-def _errors() -> Iterator[None]:
-    """Show what a person can mend as one line; anything else is a bug and keeps its traceback."""
-    try:
-        yield
-    except EventPipeError as error:
-        typer.echo(explain(error), err=True)
-        raise typer.Exit(1) from error

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Literal
 
 from ...errors import ConfigurationError, TopologyError, TopologyMissing
-from ...routing import Binding, Exchange, Queue, Topology
+from ...routing import UNDELIVERABLE, Binding, Exchange, Queue, Topology, keeping
 from ..base import CONFIRMED, Outgoing, Verdict, VerdictKind
 from .client import Client
 from .comparing import check_possible, compare_exchanges, compare_queues
@@ -14,9 +14,6 @@ from .deaths import dead_letter, in_circles
 from .later import Later
 from .queue import MemoryQueue, Stored
 from .routes import Refusal, Routes, without_bcc
-
-UNDELIVERABLE = "eventpipe.undeliverable"
-"""The queue of delayed messages whose destination was deleted while they waited, as on RabbitMQ."""
 
 _shared: dict[str, "MemoryBroker"] = {}
 
@@ -242,7 +239,7 @@ class MemoryBroker:
         if (outgoing.exchange or outgoing.key) in (self.exchanges if outgoing.exchange else self.queues):
             self._store(outgoing)
         else:
-            spec = Queue(UNDELIVERABLE, dead_letter=False)
+            spec = keeping(UNDELIVERABLE)
             self._enqueue(self.queues.setdefault(UNDELIVERABLE, MemoryQueue(spec, self._dead_letter)), outgoing)
 
     def _enqueue(self, queue: MemoryQueue, outgoing: Outgoing) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import Literal
 
 from ...errors import InvalidMessage
-from ...routing import Binding, Exchange, Queue, Topology
+from ...routing import UNDELIVERABLE, Binding, Exchange, Queue, Topology, keeping
 
 LEVELS = 20
 UNIT = 0.1
@@ -19,7 +19,6 @@ UNIT = 0.1
 
 BASE = "eventpipe.delay.v1"
 DELIVER = f"{BASE}.deliver"
-UNDELIVERABLE = "eventpipe.undeliverable"
 
 _BITS = 4
 _ANY = ".".join(["*"] * LEVELS)
@@ -80,7 +79,7 @@ def objects() -> Topology:
     ]
     return Topology(
         exchanges=(_UNDELIVERABLE, _DELIVER, *levels),
-        queues=(Queue(UNDELIVERABLE, dead_letter=False), *queues),
+        queues=(keeping(UNDELIVERABLE), *queues),
         bindings=tuple(bindings),
     )
 
