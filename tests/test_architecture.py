@@ -8,8 +8,8 @@ import eventpipe
 ROOT = Path(eventpipe.__file__).parent
 LEVELS = [
     {"errors", "version"},
-    {"message", "codec", "routing", "retry", "copies", "wish", "shown", "permissions", "where"},
-    {"clock", "context", "handler"},
+    {"message", "codec", "routing", "retry", "copies", "wish", "shown", "permissions", "where", "depends", "signature"},
+    {"clock", "context", "handler", "providing", "middleware"},
     {"transports.base"},
     {"intake", "work"},
     {"recall", "unpacking", "slots"},
@@ -25,7 +25,7 @@ LEVELS = [
     {""},
     {"testing", "cli"},
 ]
-PURE = {"errors", "message", "codec", "routing", "retry", "copies", "wish", "shown", "permissions", "where"}
+PURE = LEVELS[0] - {"version"} | LEVELS[1]
 IMPURE_MODULES = {"asyncio", "time", "random", "secrets", "logging", "structlog", "socket", "threading", "os"}
 AMQP = {"aio_pika", "aiormq", "pamqp", "yarl"}
 

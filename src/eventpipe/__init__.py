@@ -4,6 +4,7 @@ from .codec import Codec
 from .consumer import Consumer
 from .context import log_context
 from .deadletters import DeadLetters
+from .depends import Depends
 from .errors import (
     AccessRefused,
     ConfigurationError,
@@ -24,11 +25,12 @@ from .errors import (
 )
 from .health import ConsumerHealth, Health
 from .message import DeadMessage, FailedAttempt, Message, Properties
+from .middleware import Handle, Middleware, Outcome
 from .outlet import Receipt
 from .packing import Pack
 from .pipe import EventPipe, Options
 from .publisher import Publisher
-from .retry import Retry
+from .retry import Ack, DeadLetter, Retry, RetryIn
 from .routing import Binding, Exchange, Queue, Topology
 from .version import VERSION
 from .where import Where
@@ -37,23 +39,29 @@ __version__ = VERSION
 
 __all__ = [
     "AccessRefused",
+    "Ack",
     "Binding",
     "Codec",
     "ConfigurationError",
     "ConnectError",
     "Consumer",
     "ConsumerHealth",
+    "DeadLetter",
     "DeadLetters",
     "DeadMessage",
+    "Depends",
     "Disconnected",
     "EventPipe",
     "EventPipeError",
     "Exchange",
     "FailedAttempt",
+    "Handle",
     "Health",
     "InvalidMessage",
     "Message",
+    "Middleware",
     "Options",
+    "Outcome",
     "Pack",
     "Properties",
     "PublishError",
@@ -66,6 +74,7 @@ __all__ = [
     "Reject",
     "Retry",
     "RetryAfter",
+    "RetryIn",
     "Topology",
     "TopologyError",
     "TopologyMismatch",

@@ -8,6 +8,9 @@ from typing import Any, Generic, TypeVar
 from .errors import ConfigurationError
 from .handler import UNSTATED, Handler, name_of, place_of, plan
 from .message import DeadMessage, Message
+from .middleware import Middleware
+from .middleware import check as check_middleware
+from .providing import Overrides
 from .publisher import Publisher
 from .retry import Retry
 from .routing import Queue
@@ -58,6 +61,7 @@ class Settings:
     output: Publisher[Any] | None = None
     decode: Callable[[Message], Any] | None = None
     on_dead_letter: Callable[[DeadMessage], Awaitable[None] | None] | None = None
+    middleware: tuple[Middleware, ...] = ()
 
     def check(self, queue: Queue) -> None:
         """Refuse numbers that can't work, and queues that can't be consumed. Raises ``ConfigurationError``."""
@@ -75,6 +79,7 @@ class Settings:
             raise ConfigurationError(
                 f"{where}: output={self.output!r} must be a publisher, made with pipe.publisher(…)"
             )
+        check_middleware(self.middleware, where)
         if queue.kind == "stream":
             raise ConfigurationError(f"{where}: stream queues can be declared and published to, not consumed yet")
         if queue.dead is None:
@@ -117,7 +122,7 @@ class ConsumerDecorator:
                 )
         self._handlers.append(handler)
 
-    def work(self, body_limit: int) -> Work:
+    def work(self, body_limit: int, overrides: Overrides) -> Work:
         """Put together what a worker needs. Raises ``ConfigurationError`` if nothing was decorated."""
         if not self._handlers:
             raise ConfigurationError(f"the consumer of {self.queue.name!r} ({self.place}) decorates no function")
@@ -132,6 +137,8 @@ class ConsumerDecorator:
             emit=None if settings.output is None else settings.output.emit,
             decode=settings.decode,
             on_dead_letter=settings.on_dead_letter,
+            middleware=tuple(settings.middleware),
+            overrides=overrides,
             body_limit=body_limit,
         )
 

@@ -1,10 +1,12 @@
 """Run the handler of one event, and decide what becomes of it; nothing is stored or settled here."""
 
 import asyncio
+import contextlib
 import contextvars
+import functools
 import inspect
 import types
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -14,14 +16,14 @@ from .errors import ConfigurationError
 from .handler import Handler, Kind
 from .intake import Parcel
 from .message import EXPIRES, Message, expired
+from .middleware import Outcome, through
+from .providing import Providing
 from .retry import Ack, DeadLetter, Decision
 from .slots import Slot
 from .unpacking import Unpacking
 from .work import Surroundings, Work
 
-Outcome = tuple[Decision, BaseException | None]
-
-DONE: Outcome = (Ack(), None)
+DONE = Outcome(Ack())
 
 
 class Run:
@@ -48,6 +50,8 @@ class Handling:
         self._work, self._around, self._unpacking = work, around, unpacking
         self._deadlines: Deadlines[Slot] = Deadlines(around.clock, _time_out)
         self._threads: ThreadPoolExecutor | None = None
+        self.attempt: Callable[[Run], Awaitable[Outcome]] = self._within if work.middleware else self._attempt
+        """Runs the handler, inside of the middleware if there is any, and decides what becomes of its message."""
 
     def open(self) -> None:
         """Make threads, if a handler needs them."""
@@ -60,20 +64,25 @@ class Handling:
         if self._threads is not None:
             self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def attempt(self, run: Run) -> Outcome:
-        """Run the handler and decide what becomes of its message."""
+    async def _within(self, run: Run) -> Outcome:
+        return await through(self._work.middleware, run.message, lambda: self._attempt(run))
+
+    async def _attempt(self, run: Run) -> Outcome:
         refusal = run.parcel.refusal or self._late(run)
         if refusal is not None:
-            return DeadLetter(refusal), None
+            return Outcome(DeadLetter(refusal))
         slot, tick = run.slot, None
         if self._work.timeout is not None:
             tick = self._deadlines.add(slot, self._work.timeout)
         try:
-            result = await self._call(run)
-            if self._work.emit is not None:
-                await self._work.emit(result, run.message)
+            handler = self._unpacking.handler(run.parcel.delivery.properties.type)
+            event = self._event(run, handler)
+            if handler.needs:
+                await self._with_dependencies(run, handler, event)
+            else:
+                await self._call(run, handler, event)
         except Undecodable as error:
-            return DeadLetter(f"undecodable: {error}"), None
+            return Outcome(DeadLetter(f"undecodable: {error}"))
         except BaseException as error:  # noqa: BLE001  a handler may raise anything, and each must be settled
             return self.failed(run, error)
         else:
@@ -85,7 +94,7 @@ class Handling:
     def quick(self, parcel: Parcel) -> Handler | None:
         """Give the handler of a decoded batch, if calling it with each event is all there is to do."""
         work, properties = self._work, parcel.delivery.properties
-        if parcel.events is None or parcel.move is not None or self._around.observe is not None:
+        if parcel.events is None or parcel.move is not None or self._around.observe is not None or work.middleware:
             return None
         if work.timeout is not None or work.emit is not None or EXPIRES in properties.headers:
             return None
@@ -113,7 +122,7 @@ class Handling:
     def failed(self, run: Run, error: BaseException) -> Outcome:
         """Decide what becomes of a message whose handler raised; a cancellation that was asked for is raised again."""
         failure = self._failure(run.slot, error)
-        return self._decide(run.message, failure), failure
+        return Outcome(self._decide(run.message, failure), failure)
 
     def _late(self, run: Run) -> str | None:
         properties = run.parcel.delivery.properties
@@ -139,17 +148,36 @@ class Handling:
             slot.timed_out = False
             slot.task.uncancel()
 
-    async def _call(self, run: Run) -> Any:
-        handler = self._unpacking.handler(run.parcel.delivery.properties.type)
-        event = self._event(run, handler)
+    async def _with_dependencies(self, run: Run, handler: Handler, event: Any) -> None:
+        """Call a handler with its dependencies, and end those, which may fail the handling but not save it."""
+        failure: BaseException | None = None
+        async with contextlib.AsyncExitStack() as stack:
+            try:
+                values = await Providing(run.message, stack, self._work.overrides).values(handler.needs)
+                await self._call(run, handler, event, values)
+            except BaseException as error:
+                failure = error
+                raise
+        if failure is not None:
+            raise failure  # a dependency has swallowed it
+
+    async def _call(self, run: Run, handler: Handler, event: Any, values: dict[str, Any] | None = None) -> None:
+        """Call a handler, and publish what it gives."""
+        invoke = handler.invoke if values is None else functools.partial(handler.invoke, **values)
         if handler.kind is Kind.COROUTINE:
-            return await (handler.direct(event) if handler.direct else handler.invoke(event, run.message))
-        if handler.kind is Kind.GENERATOR:
-            return handler.invoke(event, run.message)
+            result = await (handler.direct(event) if handler.direct else invoke(event, run.message))
+        elif handler.kind is Kind.GENERATOR:
+            result = invoke(event, run.message)
+        else:
+            result = await self._in_thread(run, handler, functools.partial(invoke, event))
+        if self._work.emit is not None:
+            await self._work.emit(result, run.message)
+
+    async def _in_thread(self, run: Run, handler: Handler, call: Callable[[Any], Any]) -> Any:
         if self._threads is None:
             raise ConfigurationError(f"{handler.name} is a sync function, and its worker was not started")
         message = run.message if handler.direct is None else None
-        run.slot.thread = self._threads.submit(contextvars.copy_context().run, _in_thread, handler, event, message)
+        run.slot.thread = self._threads.submit(contextvars.copy_context().run, _in_thread, call, message)
         result = await asyncio.wrap_future(run.slot.thread)
         return await result if inspect.isawaitable(result) else result
 
@@ -178,9 +206,9 @@ def _time_out(slot: Slot) -> None:
     slot.task.cancel()
 
 
-def _in_thread(handler: Handler, event: Any, message: Any) -> Any:
+def _in_thread(call: Callable[[Any], Any], message: Any) -> Any:
     """Call a sync handler in its thread; a generator runs there too, and not on the loop."""
-    result = handler.invoke(event, message)
+    result = call(message)
     return list(result) if isinstance(result, types.GeneratorType) else result
 
 

@@ -19,6 +19,8 @@ from .errors import ConfigurationError
 from .handler import UNSTATED
 from .health import Health, health_of
 from .message import DeadMessage, Message
+from .middleware import Middleware
+from .middleware import check as check_middleware
 from .outlet import Outlet
 from .packing import Pack
 from .permissions import Permissions, permissions
@@ -74,8 +76,12 @@ class EventPipe:
     Building it, decorating and importing do no I/O; ``async with pipe`` connects and declares. It can be entered again
     after it was left, also on another event loop. ``url`` is one URL or several that are tried in order; without one,
     ``$EVENTPIPE_URL`` is read when it connects. ``topology="check"`` declares nothing and checks that all is there.
-    ``retry`` is the default of its consumers; ``drain`` bounds a shutdown, in seconds.
+    ``retry`` is the default of its consumers; ``drain`` bounds a shutdown, in seconds. ``middleware`` runs around each
+    handling of every consumer, the first one outermost.
     """
+
+    dependency_overrides: dict[Callable[..., Any], Callable[..., Any]]
+    """What takes the place of a handler's dependency, for tests: ``{get_session: get_test_session}``."""
 
     def __init__(
         self,
@@ -85,6 +91,7 @@ class EventPipe:
         topology: Literal["apply", "check"] = "apply",
         retry: Retry = Retry(),  # noqa: B008  a frozen value
         drain: float = 25.0,
+        middleware: Iterable[Middleware] = (),
         options: Options | None = None,
     ) -> None:
         if not name or not isinstance(name, str):
@@ -96,6 +103,8 @@ class EventPipe:
         self.name, self.drain = name, drain
         self._url, self._retry, self._mode = url, retry, topology
         self._options = options or Options()
+        self._middleware = check_middleware(middleware, f"EventPipe(name={name!r})")
+        self.dependency_overrides = {}
         self._publishers: list[Publisher[Any]] = []
         self._consumers: dict[str, ConsumerDecorator] = {}
         self._session: _Session | None = None
@@ -166,11 +175,13 @@ class EventPipe:
         output: Publisher[Any] | None = None,
         decode: Callable[[Message], Any] | None = None,
         on_dead_letter: Callable[[DeadMessage], Any] | None = None,
+        middleware: Iterable[Middleware] = (),
         event: Any = UNSTATED,
     ) -> ConsumerDecorator:
         """Make the decorator of a queue's handlers; it returns each function unchanged and can be used several times.
 
         With several handlers a message goes by its AMQP ``type``. ``event`` names the type where annotations can't.
+        ``middleware`` runs inside of the pipe's own.
 
         Raises:
             ConfigurationError: the queue has a consumer already, or an option can't work.
@@ -183,6 +194,7 @@ class EventPipe:
             output=output,
             decode=decode,
             on_dead_letter=on_dead_letter,
+            middleware=(*self._middleware, *middleware),
         )
         return self._register(queue, settings, _caller(), event)
 
@@ -194,7 +206,8 @@ class EventPipe:
         """
         handler = plan_consumer(consumer)
         try:
-            made = Settings(**{"retry": self._retry, **settings})
+            own = tuple(settings.pop("middleware", ()))
+            made = Settings(**{"retry": self._retry, "middleware": (*self._middleware, *own), **settings})
         except TypeError as error:
             raise ConfigurationError(f"pipe.add({queue.name!r}, …): {error}") from error
         self._register(queue, made, _caller(), UNSTATED).register(handler)
@@ -370,7 +383,7 @@ class EventPipe:
         name = consumer.queue.name
         if name in session.workers:
             raise ConfigurationError(f"queue {name!r} is being consumed by this pipe already")
-        session.workers[name] = Worker(consumer.work(options.body_limit), around)
+        session.workers[name] = Worker(consumer.work(options.body_limit, self.dependency_overrides), around)
         return session.workers[name]
 
     async def _stop(self, workers: Iterable[Worker]) -> None:

@@ -1,13 +1,15 @@
 """What a worker is told to do, what it is given to do it with, and what it has done: plain values."""
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from .clock import Chance, Clock
 from .codec import BODY_LIMIT
 from .handler import Handler
 from .message import DeadMessage, Message
+from .middleware import Middleware
+from .providing import Overrides
 from .retry import Decision, Retry
 from .routing import Queue
 from .transports.base import Transport
@@ -26,6 +28,8 @@ class Work:
     emit: Callable[[Any, Message], Awaitable[None]] | None = None
     decode: Callable[[Message], Any] | None = None
     on_dead_letter: Callable[[DeadMessage], Any] | None = None
+    middleware: tuple[Middleware, ...] = ()
+    overrides: Overrides = field(default_factory=dict)
     body_limit: int = BODY_LIMIT
 
 

@@ -17,8 +17,9 @@ import structlog
 
 from .context import current
 from .handler import Kind
-from .handling import DONE, Handling, Outcome, Run
+from .handling import DONE, Handling, Run
 from .intake import Intake, Parcel
+from .middleware import Outcome
 from .recall import Recall
 from .retry import Ack, DeadLetter, RetryIn
 from .routing import Queue
