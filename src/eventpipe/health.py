@@ -13,6 +13,7 @@ class ConsumerHealth:
 
     queue: str
     consuming: bool
+    draining: bool
     in_flight: int
     unsettled: int
     oldest: float | None
@@ -24,19 +25,33 @@ class ConsumerHealth:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Health:
-    """Whether a pipe does its work now: connected, not blocked, and every started consumer is being served."""
+    """Whether a pipe does its work now: connected, not blocked, and every started consumer is served, not draining."""
 
     ok: bool
     transport: TransportState
     consumers: tuple[ConsumerHealth, ...]
+
+    @property
+    def problem(self) -> str | None:
+        """What keeps it from being ``ok``, in a few words."""
+        if not self.transport.connected:
+            return f"not connected: {self.transport.error or 'reconnecting'}"
+        if self.transport.blocked:
+            return "the broker has blocked publishing: a memory or disk alarm"
+        for one in self.consumers:
+            if one.draining:
+                return f"queue {one.queue!r}: draining"
+            if one.error is not None or not one.consuming:
+                return f"queue {one.queue!r}: {one.error or 'not consuming yet'}"
+        return None
 
 
 def health_of(transport: Transport, workers: Iterable[Worker]) -> Health:
     """Ask everybody."""
     consumers = tuple(map(_consumer, workers))
     state = transport.state
-    ok = state.connected and not state.blocked and all(one.consuming and one.error is None for one in consumers)
-    return Health(ok=ok, transport=state, consumers=consumers)
+    served = all(one.consuming and not one.draining and one.error is None for one in consumers)
+    return Health(ok=state.connected and not state.blocked and served, transport=state, consumers=consumers)
 
 
 def _consumer(worker: Worker) -> ConsumerHealth:
@@ -45,6 +60,7 @@ def _consumer(worker: Worker) -> ConsumerHealth:
     return ConsumerHealth(
         queue=worker.work.queue.name,
         consuming=all(state.consuming for state in states),
+        draining=worker.draining,
         in_flight=worker.in_flight,
         unsettled=sum(intake.unsettled for intake in worker.intakes),
         oldest=max(ages, default=None),

@@ -73,6 +73,11 @@ class Worker:
         return len(self._slots.busy)
 
     @property
+    def draining(self) -> bool:
+        """Whether it has been told to stop."""
+        return self._stopping
+
+    @property
     def trouble(self) -> str | None:
         """What can't be stored at the moment."""
         return self._storing.trouble

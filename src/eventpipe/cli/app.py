@@ -10,11 +10,13 @@ import typer
 from rich.table import Table
 
 from ..errors import ConfigurationError
+from ..pipe import EventPipe
 from ..routing import Topology
 from ..version import VERSION
 from . import dead
 from .failing import errors
 from .loading import load_pipe
+from .probes import Signs, beating, serving
 from .supervisor import Plan, Supervisor
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Run and look at eventpipe applications.")
@@ -31,6 +33,9 @@ def run(
         list[str] | None, typer.Option(metavar="QUEUE", help="Consume this queue only; repeatable.")
     ] = None,
     drain: Annotated[float | None, typer.Option(min=0, help="Seconds that a shutdown may take.")] = None,
+    health: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Serve /live and /ready there; a port alone is loopback's.")
+    ] = None,
 ) -> None:
     """Consume until SIGTERM or Ctrl-C, then drain."""
     with errors():
@@ -39,9 +44,11 @@ def run(
         if workers > 1 and pipe.in_memory:
             raise ConfigurationError("memory:// lives inside one process: use RabbitMQ for several workers")
         if workers == 1:
-            asyncio.run(pipe.run(*(only or ())))
+            signs = Signs(1)
+            with serving(health, signs):
+                asyncio.run(_run(pipe, only or [], signs))
             return
-        plan = Plan(target=target, workers=workers, only=tuple(only or ()), drain=pipe.drain)
+        plan = Plan(target=target, workers=workers, only=tuple(only or ()), drain=pipe.drain, health=health)
         code = asyncio.run(_supervise(plan))
     raise typer.Exit(code)
 
@@ -75,6 +82,11 @@ def permissions(target: Target, user: Annotated[str, typer.Option(help="For the 
 def version() -> None:
     """Print the version."""
     typer.echo(VERSION)
+
+
+async def _run(pipe: EventPipe, only: list[str], signs: Signs) -> None:
+    async with beating(pipe, lambda problem: signs.note(0, problem)):
+        await pipe.run(*only)
 
 
 async def _supervise(plan: Plan) -> int:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import structlog
 
+from .probes import Signs, serving
+
 log = structlog.get_logger("eventpipe")
 
 BACKOFF = (0.5, 30.0)
@@ -31,6 +33,7 @@ class Plan:
     workers: int
     only: tuple[str, ...] = ()
     drain: float
+    health: str | None = None
 
 
 class Supervisor:
@@ -41,6 +44,8 @@ class Supervisor:
         self._stopping = asyncio.Event()
         self._failed = False
         self._processes: set[Process] = set()
+        self._signs = Signs(plan.workers)
+        self._ready: set[int] = set()
         self._life, self._alive = os.pipe()  # closed with this process, which its workers notice
 
     async def run(self) -> int:
@@ -48,6 +53,11 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         for one in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(one, self._stopping.set)
+        with serving(self._plan.health, self._signs):
+            await self._supervise()
+        return 1 if self._failed else 0
+
+    async def _supervise(self) -> None:
         async with asyncio.TaskGroup() as group:
             for number in range(self._plan.workers):
                 group.create_task(self._keep(number))
@@ -55,14 +65,13 @@ class Supervisor:
             await self._drain()
         os.close(self._life)
         os.close(self._alive)
-        return 1 if self._failed else 0
 
     async def _keep(self, number: int) -> None:
         """Start one worker, again and again, longer apart each time."""
         pause, first = BACKOFF[0], True
         while not self._stopping.is_set():
             began = time.monotonic()
-            ready, code = await self._live()
+            ready, code = await self._live(number)
             if self._stopping.is_set():
                 return
             if first and not ready:
@@ -77,13 +86,13 @@ class Supervisor:
                     await self._stopping.wait()
             pause = min(2 * pause, BACKOFF[1])
 
-    async def _live(self) -> tuple[bool, int]:
+    async def _live(self, number: int) -> tuple[bool, int]:
         """Run one worker process to its end; tell whether it ever consumed, and its exit code."""
-        ready, write = os.pipe()
+        read, write = os.pipe()
         options = [part for name in self._plan.only for part in ("--only", name)]
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "eventpipe.cli.worker", self._plan.target, *options),
-            *("--drain", str(self._plan.drain), "--ready", str(write), "--life", str(self._life)),
+            *("--drain", str(self._plan.drain), "--report", str(write), "--life", str(self._life)),
             pass_fds=(write, self._life),
             start_new_session=True,  # Ctrl-C reaches the supervisor, which tells the workers once
         )
@@ -91,12 +100,35 @@ class Supervisor:
         self._processes.add(process)
         if self._stopping.is_set():  # it was not there yet when the others were told
             process.send_signal(signal.SIGTERM)
+        listening = asyncio.create_task(self._listen(number, read))
         code = await process.wait()
         self._processes.discard(process)
-        with os.fdopen(ready, "rb") as said:
-            return said.read() == b"1", code
+        # A child of its own may still hold the other end; what the worker wrote is here by then.
+        await asyncio.wait([listening], timeout=1.0)
+        listening.cancel()
+        ready = number in self._ready
+        self._ready.discard(number)
+        self._signs.gone(number)
+        return ready, code
+
+    async def _listen(self, number: int, read: int) -> None:
+        """Note a worker's signs of life until it ends."""
+        reader = asyncio.StreamReader()
+        with os.fdopen(read, "rb") as pipe:
+            transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+                lambda: asyncio.StreamReaderProtocol(reader), pipe
+            )
+            try:
+                async for line in reader:
+                    problem = line.decode().strip() or None
+                    self._signs.note(number, problem)
+                    if problem is None:
+                        self._ready.add(number)
+            finally:
+                transport.close()
 
     async def _drain(self) -> None:
+        self._signs.draining = True
         for process in self._processes:
             with contextlib.suppress(ProcessLookupError):
                 process.send_signal(signal.SIGTERM)

@@ -2,13 +2,16 @@
 
 import argparse
 import asyncio
+import contextlib
 import gc
 import os
 import sys
 
 from ..errors import EventPipeError
 from ..pipe import EventPipe
+from ..shown import shown
 from .loading import load_pipe
+from .probes import beating
 
 
 def explain(error: BaseException) -> str:
@@ -16,17 +19,19 @@ def explain(error: BaseException) -> str:
     return "\n".join([f"error: {error}", *(f"  {note}" for note in getattr(error, "__notes__", ()))])
 
 
-async def serve(pipe: EventPipe, only: list[str], *, ready: int, life: int) -> None:
-    """Consume; write a byte to ``ready`` once consuming, and drain when ``life`` reaches its end."""
+async def serve(pipe: EventPipe, only: list[str], *, report: int, life: int) -> None:
+    """Consume; write signs of life to ``report``, and drain when ``life`` reaches its end."""
+    os.set_blocking(report, False)
 
-    def started() -> None:
-        os.write(ready, b"1")
-        os.close(ready)
+    def tell(problem: str | None) -> None:
+        with contextlib.suppress(BlockingIOError, BrokenPipeError):  # the supervisor is stuck, or gone
+            os.write(report, f"{shown(problem) or ''}\n".encode())
 
-    running = asyncio.ensure_future(pipe.run(*only, started=started))
+    running = asyncio.ensure_future(pipe.run(*only, started=lambda: tell(None)))
     asyncio.get_running_loop().add_reader(life, running.cancel)  # nobody writes to it: the supervisor is gone
     try:
-        await running
+        async with beating(pipe, tell):
+            await running
     except asyncio.CancelledError:
         pass
     finally:
@@ -39,7 +44,7 @@ def main() -> None:
     parser.add_argument("target")
     parser.add_argument("--only", action="append", default=[])
     parser.add_argument("--drain", type=float)
-    parser.add_argument("--ready", type=int, required=True)
+    parser.add_argument("--report", type=int, required=True)
     parser.add_argument("--life", type=int, required=True)
     given = parser.parse_args()
     try:
@@ -47,7 +52,7 @@ def main() -> None:
         pipe.drain = pipe.drain if given.drain is None else given.drain
         gc.collect()
         gc.freeze()  # what is loaded by now stays: a full collection that walks it costs tens of milliseconds
-        asyncio.run(serve(pipe, given.only, ready=given.ready, life=given.life))
+        asyncio.run(serve(pipe, given.only, report=given.report, life=given.life))
     except EventPipeError as error:
         sys.exit(explain(error))
 
