@@ -23,7 +23,8 @@ LEVELS = [
     {"transports.select"},
     {"pipe"},
     {""},
-    {"testing", "cli"},
+    {"testing", "sql"},
+    {"cli"},
 ]
 PURE = LEVELS[0] - {"version"} | LEVELS[1]
 IMPURE_MODULES = {"asyncio", "time", "random", "secrets", "logging", "structlog", "socket", "threading", "os"}
@@ -38,7 +39,7 @@ def _module(path: Path) -> str:
 def _group(module: str) -> str:
     """Fold a module into the room it belongs to."""
     parts = module.split(".")
-    if parts[0] in ("testing", "cli"):
+    if parts[0] in ("testing", "cli", "sql"):
         return parts[0]
     return ".".join(parts[:2]) if parts[0] == "transports" else parts[0]
 

@@ -3,7 +3,7 @@
 import asyncio
 from collections import deque
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from .clock import Chance, Clock, Deadlines
 from .codec import BODY_LIMIT
@@ -21,6 +21,17 @@ class Receipt(NamedTuple):
     id: str
     exchange: str
     key: str
+
+
+class Stamp(Protocol):
+    """What a message is made with: time, chance, and the bytes that a body may have."""
+
+    @property
+    def clock(self) -> Clock: ...
+    @property
+    def chance(self) -> Chance: ...
+    @property
+    def body_limit(self) -> int: ...
 
 
 class Window:

@@ -159,7 +159,13 @@ class EventPipe:
             ConfigurationError: the type, the target or an option can't work.
         """
         made = make_publisher(
-            event_type, to, Wish(key=key, id=id, timeout=timeout), mandatory=mandatory, outlet=self._outlet, pack=pack
+            event_type,
+            to,
+            Wish(key=key, id=id, timeout=timeout),
+            mandatory=mandatory,
+            outlet=self._outlet,
+            stamp=lambda: self._options,
+            pack=pack,
         )
         self._publishers.append(made)
         return made

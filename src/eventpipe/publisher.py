@@ -6,14 +6,14 @@ import types
 import typing
 from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from .clock import uuid7
 from .codec import BATCH, BytesCodec, Codec, codec_for, type_name, wire_type
 from .context import current
 from .errors import ConfigurationError, InvalidMessage, PublishError, PublishManyError
 from .message import EXCHANGE, EXPIRES, KEY, TIME, Message, Properties
-from .outlet import Outlet, Receipt
+from .outlet import Outlet, Receipt, Stamp
 from .packing import Label, Pack, Packer, bodies_of, receipts_of
 from .routing import Exchange, Queue
 from .transports.base import Outgoing
@@ -24,11 +24,18 @@ T = TypeVar("T")
 _OUTPUTS_AT_ONCE = 100
 
 
+class Prepared(NamedTuple):
+    """A message that is to be published later, after ``delay`` seconds from when it was made."""
+
+    outgoing: Outgoing
+    delay: float
+
+
 @dataclass(frozen=True, eq=False)
 class Publisher(Generic[T]):
     """Publishes events of one type to one exchange or queue; made by ``pipe.publisher``.
 
-    ``outlet`` gives the entered pipe's outlet, or raises ``ConfigurationError``.
+    ``outlet`` gives the entered pipe's outlet, or raises ``ConfigurationError``; ``stamp`` what a message is made with.
     """
 
     event_type: Any
@@ -36,6 +43,7 @@ class Publisher(Generic[T]):
     wish: Wish
     mandatory: bool
     outlet: Callable[[], Outlet] = field(repr=False)
+    stamp: Callable[[], Stamp] = field(repr=False)
     codec: Codec[T] = field(repr=False)
     packer: Packer | None = field(default=None, repr=False)
 
@@ -73,6 +81,24 @@ class Publisher(Generic[T]):
         if self.packer is not None and wish.id is None and not wish.delay:
             return await self._pack(self.packer, event, outlet, wish)
         return await outlet.send(self.outgoing(event, outlet, wish), wish)
+
+    def prepare(
+        self,
+        event: T,
+        *,
+        key: str | None = None,
+        id: str | None = None,
+        headers: Mapping[str, Any] | None = None,
+        priority: int | None = None,
+        expires: float | None = None,
+        delay: float = 0.0,
+    ) -> Prepared:
+        """Make the message of an event, to be published later by other means; the pipe need not be entered.
+
+        Raises ``InvalidMessage``.
+        """
+        wish = self._override(key=key, id=id, headers=headers, priority=priority, expires=expires, delay=delay)
+        return Prepared(self.outgoing(event, self.stamp(), wish), delay)
 
     async def publish_many(self, events: Iterable[T], *, timeout: float | None = None) -> list[Receipt]:
         """Publish many events with their confirms pipelined; return a receipt for each, in order.
@@ -113,9 +139,9 @@ class Publisher(Generic[T]):
             if isinstance(verdict, PublishError):
                 raise verdict
 
-    def outgoing(self, event: T, outlet: Outlet, wish: Wish) -> Outgoing:
+    def outgoing(self, event: T, stamp: Stamp, wish: Wish) -> Outgoing:
         """Encode an event with its properties. Raises ``InvalidMessage``."""
-        return self._single(self._body(event, outlet), self._names(event, wish), outlet, wish)
+        return self._single(self._body(event, stamp), self._names(event, wish), stamp, wish)
 
     def _outgoings(self, events: Iterable[T], outlet: Outlet, wish: Wish) -> Iterable[Outgoing]:
         """Encode all events now; complete each message when it is its turn."""
@@ -138,16 +164,16 @@ class Publisher(Generic[T]):
         event: Any = None  # nobody asks it
         return *self._label(event, self.wish), None
 
-    def _single(self, body: bytes, names: tuple[str, str, str | None], outlet: Outlet, wish: Wish) -> Outgoing:
+    def _single(self, body: bytes, names: tuple[str, str, str | None], stamp: Stamp, wish: Wish) -> Outgoing:
         key, named, given = names
-        message_id = given or uuid7(outlet.clock, outlet.chance)
+        message_id = given or uuid7(stamp.clock, stamp.chance)
         properties = Properties(message_id=message_id, correlation_id=_chain() or message_id, type=named)
-        return self._outgoing(body, outlet, wish, properties, key)
+        return self._outgoing(body, stamp, wish, properties, key)
 
-    def _body(self, event: T, outlet: Outlet) -> bytes:
+    def _body(self, event: T, stamp: Stamp) -> bytes:
         body = self.codec.encode(event)
-        if len(body) > outlet.body_limit:
-            raise InvalidMessage(f"a body of {len(body)} bytes is over the limit of {outlet.body_limit}")
+        if len(body) > stamp.body_limit:
+            raise InvalidMessage(f"a body of {len(body)} bytes is over the limit of {stamp.body_limit}")
         return body
 
     def _label(self, event: T, wish: Wish) -> tuple[str, str]:
@@ -156,10 +182,10 @@ class Publisher(Generic[T]):
         key = self.to.name if isinstance(self.to, Queue) else (self._text("key", wish.key, event) or named)
         return key, named
 
-    def _outgoing(self, body: bytes, outlet: Outlet, wish: Wish, properties: Properties, key: str) -> Outgoing:
+    def _outgoing(self, body: bytes, stamp: Stamp, wish: Wish, properties: Properties, key: str) -> Outgoing:
         """Complete the properties, and address the message."""
         to_queue = isinstance(self.to, Queue)
-        now = round(outlet.clock.time() * 1000)
+        now = round(stamp.clock.time() * 1000)
         headers = {**wish.headers, TIME: now}
         if wish.expires is not None:
             headers[EXPIRES] = now + round(wish.expires * 1000)
@@ -256,6 +282,7 @@ def make_publisher(
     *,
     mandatory: bool,
     outlet: Callable[[], Outlet],
+    stamp: Callable[[], Stamp],
     pack: Pack | None = None,
 ) -> Publisher[Any]:
     """Check what a publisher is declared with. Raises ``ConfigurationError``."""
@@ -275,7 +302,7 @@ def make_publisher(
     if pack is not None and (wish.id is not None or isinstance(codec, BytesCodec)):
         what = "id=: packed events are named <pack id>/<index>" if wish.id else "bytes: a pack is a JSON array"
         raise ConfigurationError(f"pipe.publisher({type_name(event_type)}, pack=…) can't have {what}")
-    return Publisher(event_type, to, wish, mandatory, outlet, codec, None if pack is None else Packer(pack))
+    return Publisher(event_type, to, wish, mandatory, outlet, stamp, codec, None if pack is None else Packer(pack))
 
 
 def output_id(cause: Message, index: int) -> str:
