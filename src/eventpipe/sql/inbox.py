@@ -11,7 +11,7 @@ from ..clock import Clock, SystemClock
 from ..errors import ConfigurationError, InvalidMessage
 from ..message import Message
 from .rows import moment
-from .tables import inbox_table
+from .tables import dialect_of, inbox_table
 
 
 class Inbox:
@@ -62,11 +62,11 @@ class Inbox:
 
 async def _insert_new(session: AsyncSession | AsyncConnection, table: Table, row: dict[str, Any]) -> bool:
     """Insert a row unless there is one with its key; tell whether it was."""
-    dialect = session.dialect.name if isinstance(session, AsyncConnection) else session.get_bind().dialect.name
+    dialect = dialect_of(session)
     if dialect in ("postgresql", "sqlite"):
         made = (postgresql if dialect == "postgresql" else sqlite).insert(table).values(row).on_conflict_do_nothing()
-        result: Any = await session.execute(made)
-        return bool(result.rowcount)
+        # Not by the row count: with psycopg that is -1 here, whatever was done.
+        return (await session.execute(made.returning(table.c.key))).first() is not None
     try:
         async with session.begin_nested():
             await session.execute(insert(table).values(row))

@@ -12,7 +12,7 @@ from ..pipe import EventPipe
 from ..publisher import Publisher
 from .relay import Relay
 from .rows import to_row
-from .tables import outbox_table
+from .tables import dialect_of, outbox_table
 
 T = TypeVar("T")
 
@@ -92,13 +92,7 @@ class Outbox:
 
     async def _insert(self, session: AsyncSession | AsyncConnection, rows: list[dict[str, Any]]) -> None:
         statement: Any = insert(self.table)
-        if _dialect(session) == "postgresql":
+        if dialect_of(session) == "postgresql":
             # Heard when the transaction commits, and once, however many rows it adds.
             statement = statement.returning(func.pg_notify(self.table.name, ""))
         await session.execute(statement, rows)
-
-
-def _dialect(session: AsyncSession | AsyncConnection) -> str:
-    if isinstance(session, AsyncConnection):
-        return session.dialect.name
-    return session.get_bind().dialect.name

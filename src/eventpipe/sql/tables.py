@@ -15,6 +15,7 @@ from sqlalchemy import (
     Table,
     Text,
 )
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 _NUMBER = BigInteger().with_variant(Integer, "sqlite")  # SQLite numbers rows by itself only as INTEGER
 _NAME = String(255)  # an AMQP short string
@@ -64,3 +65,8 @@ def inbox_table(metadata: MetaData, name: str, schema: str | None) -> Table:
     )
     Index(f"ix_{name}_handled_at", table.c.handled_at)
     return table
+
+
+def dialect_of(session: AsyncSession | AsyncConnection) -> str:
+    """Give the name of the database's dialect."""
+    return session.dialect.name if isinstance(session, AsyncConnection) else session.get_bind().dialect.name
