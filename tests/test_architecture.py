@@ -9,7 +9,7 @@ ROOT = Path(eventpipe.__file__).parent
 LEVELS = [
     {"errors", "version"},
     {"message", "codec", "routing", "retry", "copies", "wish", "shown", "permissions", "where", "depends", "signature"},
-    {"clock", "context", "handler", "providing", "middleware"},
+    {"clock", "context", "handler", "providing", "middleware", "signals"},
     {"transports.base"},
     {"intake", "work"},
     {"recall", "unpacking", "slots"},

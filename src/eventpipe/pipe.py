@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import os
-import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -27,6 +26,7 @@ from .permissions import Permissions, permissions
 from .publisher import Publisher, make_publisher
 from .retry import Decision, Retry
 from .routing import Exchange, Queue, Topology, topology
+from .signals import until_told
 from .transports.base import Transport, TransportState
 from .transports.select import is_memory, open_transport
 from .watch import watching
@@ -319,7 +319,7 @@ class EventPipe:
         async with contextlib.AsyncExitStack() as stack:
             if self._session is None:
                 await stack.enter_async_context(self)
-            stopped = stack.enter_context(_signals())
+            stopped = stack.enter_context(until_told())
             await stack.enter_async_context(self.consuming(*queues))
             if started is not None:
                 started()
@@ -427,25 +427,3 @@ def _caller() -> str:
     """Give the file and line that called the public method that called this."""
     frame = sys._getframe(2)  # noqa: SLF001  inspect.stack() reads source files
     return f"{frame.f_code.co_filename}:{frame.f_lineno}"
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[asyncio.Event]:
-    """Turn the first SIGTERM or SIGINT into an event, where the platform and the thread allow it."""
-    loop, stopped = asyncio.get_running_loop(), asyncio.Event()
-    installed: list[signal.Signals] = []
-
-    def stop() -> None:
-        stopped.set()
-        while installed:
-            loop.remove_signal_handler(installed.pop())
-
-    try:
-        with contextlib.suppress(NotImplementedError, ValueError, RuntimeError):
-            for one in (signal.SIGTERM, signal.SIGINT):
-                loop.add_signal_handler(one, stop)
-                installed.append(one)
-        yield stopped
-    finally:
-        while installed:
-            loop.remove_signal_handler(installed.pop())

@@ -1,4 +1,4 @@
-"""The commands: run, topology, permissions, dead, version."""
+"""The commands: run, relay, topology, permissions, dead, version."""
 
 import asyncio
 import shlex
@@ -16,7 +16,8 @@ from ..version import VERSION
 from . import dead
 from .failing import errors
 from .loading import load_pipe
-from .probes import Signs, beating, serving
+from .probes import Signs, beating, problem_of, serving
+from .relaying import load_outbox, relay_until_told
 from .supervisor import Plan, Supervisor
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Run and look at eventpipe applications.")
@@ -54,6 +55,21 @@ def run(
 
 
 @app.command()
+def relay(
+    target: Annotated[str, typer.Argument(metavar="MODULE:OUTBOX", help="Where the Outbox is, e.g. shop.db:outbox")],
+    health: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Serve /live and /ready there; a port alone is loopback's.")
+    ] = None,
+) -> None:
+    """Publish what is committed to an outbox until SIGTERM or Ctrl-C. Several may run side by side."""
+    with errors():
+        signs = Signs(1)
+        found = load_outbox(target)
+        with serving(health, signs):
+            asyncio.run(relay_until_told(found, signs))
+
+
+@app.command()
 def topology(
     target: Target, *, mermaid: Annotated[bool, typer.Option("--mermaid", help="Print a Mermaid flowchart.")] = False
 ) -> None:
@@ -85,7 +101,7 @@ def version() -> None:
 
 
 async def _run(pipe: EventPipe, only: list[str], signs: Signs) -> None:
-    async with beating(pipe, lambda problem: signs.note(0, problem)):
+    async with beating(lambda: problem_of(pipe), lambda problem: signs.note(0, problem)):
         await pipe.run(*only)
 
 

@@ -72,12 +72,12 @@ def problem_of(pipe: EventPipe) -> str | None:
 
 
 @contextlib.asynccontextmanager
-async def beating(pipe: EventPipe, note: Callable[[str | None], object]) -> AsyncIterator[None]:
-    """Give signs of life for as long as the event loop turns."""
+async def beating(problem: Callable[[], str | None], note: Callable[[str | None], object]) -> AsyncIterator[None]:
+    """Give signs of life, with what keeps it from being ready, for as long as the event loop turns."""
 
     async def beat() -> None:
         while True:
-            note(problem_of(pipe))
+            note(problem())
             await asyncio.sleep(BEAT)
 
     task = asyncio.create_task(beat(), name="eventpipe probes")

@@ -11,7 +11,7 @@ from ..errors import EventPipeError
 from ..pipe import EventPipe
 from ..shown import shown
 from .loading import load_pipe
-from .probes import beating
+from .probes import beating, problem_of
 
 
 def explain(error: BaseException) -> str:
@@ -30,7 +30,7 @@ async def serve(pipe: EventPipe, only: list[str], *, report: int, life: int) -> 
     running = asyncio.ensure_future(pipe.run(*only, started=lambda: tell(None)))
     asyncio.get_running_loop().add_reader(life, running.cancel)  # nobody writes to it: the supervisor is gone
     try:
-        async with beating(pipe, tell):
+        async with beating(lambda: problem_of(pipe), tell):
             await running
     except asyncio.CancelledError:
         pass

@@ -1,7 +1,7 @@
 """Add events to the transaction that they belong to; they are published when, and only when, it commits."""
 
 import contextlib
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any, TypeVar
 
 from sqlalchemy import MetaData, func, insert
@@ -10,6 +10,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 from ..errors import ConfigurationError
 from ..pipe import EventPipe
 from ..publisher import Publisher
+from ..signals import until_told
 from .relay import Relay
 from .rows import to_row
 from .tables import dialect_of, outbox_table
@@ -89,6 +90,17 @@ class Outbox:
         """Publish what is committed, inside the block; its pipe has to be entered. Several may do so, anywhere."""
         async with Relay(self.table, self.engine, self.pipe, keep=self.keep, batch=self.batch) as relay:
             yield relay
+
+    async def run(self, *, started: Callable[[Relay], object] | None = None) -> None:
+        """Enter the pipe and publish what is committed until SIGTERM, SIGINT or cancellation.
+
+        The pipe's consumers are not run. ``started`` is called with the relay. A second signal ends it at once.
+        """
+        with until_told() as told:
+            async with self.pipe, self.relaying() as relay:
+                if started is not None:
+                    started(relay)
+                await told.wait()
 
     async def _insert(self, session: AsyncSession | AsyncConnection, rows: list[dict[str, Any]]) -> None:
         statement: Any = insert(self.table)
