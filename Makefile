@@ -7,7 +7,7 @@ EVENTS ?=
 MINUTES ?= 5
 PEER ?= eventpipe
 
-.PHONY: demo test check faults soak recovery mutants bench bench-quick bench-footprint clean rabbitmq
+.PHONY: demo test check faults soak recovery mutants bench bench-quick bench-footprint clean rabbitmq postgresql
 
 demo: .venv/demo-ready  ## the main job; URL=amqp://… for RabbitMQ, EVENTS=20000 for the first 20,000
 	@$(BIN)/python examples/departures/demo.py --url "$(URL)" $(if $(EVENTS),--events $(EVENTS))
@@ -34,11 +34,21 @@ check: .venv/dev-ready  ## formatter, linter, type checkers
 	@$(BIN)/pyright
 
 # RabbitMQ's server is not on PyPI: root on Debian or Ubuntu gets it here, others are told by the tests what to do.
-rabbitmq:
+rabbitmq: postgresql
 	@if [ -z "$$EVENTPIPE_TEST_URL" ] && [ ! -x /usr/lib/rabbitmq/bin/rabbitmq-server ] \
 	    && [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
 	  echo "installing rabbitmq-server with apt-get, for the tests' private nodes"; \
 	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends rabbitmq-server \
+	    > /dev/null; \
+	fi
+
+# PostgreSQL's server is for the outbox's tests, on ports and in folders of their own: no cluster of the machine's.
+postgresql:
+	@if ! ls /usr/lib/postgresql/*/bin/postgres > /dev/null 2>&1 && [ "$$(id -u)" = 0 ] \
+	    && command -v apt-get > /dev/null; then \
+	  echo "installing postgresql with apt-get, for the tests' private servers"; \
+	  mkdir -p /etc/postgresql-common && echo "create_main_cluster = false" > /etc/postgresql-common/createcluster.conf; \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends postgresql \
 	    > /dev/null; \
 	fi
 

@@ -1,10 +1,11 @@
 """What all tests share."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
+from tests.postgres import Postgres
 
 
 @pytest.fixture
@@ -13,6 +14,16 @@ def rabbit_node(_eventpipe_test_broker: Any) -> Any:
     if not hasattr(_eventpipe_test_broker, "node"):
         pytest.fail("these tests break their broker: unset EVENTPIPE_TEST_URL, so that they start a private node")
     return _eventpipe_test_broker.node
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """One private server for the session; each test has a database of its own."""
+    started = Postgres.start("fsync=off")
+    try:
+        yield started
+    finally:
+        started.stop()
 
 
 @pytest.fixture(autouse=True)

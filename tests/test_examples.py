@@ -95,6 +95,34 @@ async def _has(client: httpx.AsyncClient, text: str) -> bool:
     return text in (await client.get("/feeds/bob")).json()
 
 
+async def _migrated(database: str) -> None:
+    """The committed migration makes what the metadata says, tables of outbox and inbox included."""
+    environment = {"DATABASE_URL": database, "EVENTPIPE_URL": "memory://"}
+    for command in ("upgrade head", "check"):
+        configuration = str(EXAMPLES / "orders_outbox/alembic.ini")
+        code, out = await _run("-m", "alembic", "-c", configuration, *command.split(), **environment)
+        assert code == 0, out
+
+
+@pytest.mark.parametrize("database", ["sqlite", "postgresql"])
+async def test_orders_are_paid_once_whatever_is_killed(
+    database: str, tmp_path: Path, eventpipe_rabbitmq: str, request: pytest.FixtureRequest
+) -> None:
+    """Web app, relay and payment services are killed at random, in the middle of everything."""
+    if database == "sqlite":
+        url = f"sqlite+aiosqlite:///{tmp_path}/shop.db"
+    else:
+        url = request.getfixturevalue("postgres").create()
+    await _migrated(url)
+    code, out = await _run(
+        *(str(EXAMPLES / "orders_outbox/kill_everything.py"), "--orders", "40", "--seed", "7"),
+        EVENTPIPE_URL=eventpipe_rabbitmq,
+        DATABASE_URL=url,
+    )
+    assert (code, "paid: 40 of 40 orders, 0 of them more than once" in out) == (0, True), out
+    assert out.count("kill -9") >= 2
+
+
 @pytest.mark.parametrize("file", sorted(EXAMPLES.rglob("*.py")), ids=lambda path: path.name)
 def test_examples_use_the_public_names_only(file: Path) -> None:
     """What readers copy does not reach inside."""

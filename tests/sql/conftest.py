@@ -1,6 +1,6 @@
 """Databases to test with: SQLite, and PostgreSQL through both of its drivers."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +11,6 @@ from tests.postgres import Postgres
 
 from eventpipe import EventPipe, Queue
 from eventpipe.sql import Inbox, Outbox
-
-
-@pytest.fixture(scope="session")
-def postgres() -> Iterator[Postgres]:
-    """One server for the session; each test has a database of its own."""
-    started = Postgres.start("fsync=off")
-    try:
-        yield started
-    finally:
-        started.stop()
 
 
 @pytest.fixture(params=["sqlite", "asyncpg", "psycopg"])
