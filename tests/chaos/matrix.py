@@ -71,7 +71,6 @@ FAULTS = {
 
 NOT_HERE = {
     "F48": "eventpipe does not decompress: a `content_encoding` is left to the handler.",
-    "F54": "There is no outbox yet.",
     "F55": "There are no flows yet.",
 }
 """Rows that no test proves, and why."""
