@@ -34,10 +34,8 @@ class Health:
     @property
     def problem(self) -> str | None:
         """What keeps it from being ``ok``, in a few words."""
-        if not self.transport.connected:
-            return f"not connected: {self.transport.error or 'reconnecting'}"
-        if self.transport.blocked:
-            return "the broker has blocked publishing: a memory or disk alarm"
+        if self.transport.problem is not None:
+            return self.transport.problem
         for one in self.consumers:
             if one.draining:
                 return f"queue {one.queue!r}: draining"
@@ -51,7 +49,7 @@ def health_of(transport: Transport, workers: Iterable[Worker]) -> Health:
     consumers = tuple(map(_consumer, workers))
     state = transport.state
     served = all(one.consuming and not one.draining and one.error is None for one in consumers)
-    return Health(ok=state.connected and not state.blocked and served, transport=state, consumers=consumers)
+    return Health(ok=state.problem is None and served, transport=state, consumers=consumers)
 
 
 def _consumer(worker: Worker) -> ConsumerHealth:

@@ -186,10 +186,8 @@ class Outlet:
                 return Disconnected(f"{what} may be stored or not{because}", outcome="unknown", id=message_id)
 
     def _why(self) -> str:
-        state = self._transport.state
-        if state.blocked:
-            return " (the broker has blocked publishing: a memory or disk alarm)"
-        return "" if state.connected else f" (not connected: {state.error or 'reconnecting'})"
+        problem = self._transport.state.problem
+        return "" if problem is None else f" ({problem})"
 
 
 class _Sent(NamedTuple):

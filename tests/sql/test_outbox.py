@@ -156,6 +156,25 @@ async def test_relays_side_by_side_do_nothing_twice(postgresql: str) -> None:
     await shop.engine.dispose()
 
 
+async def test_a_stop_lets_the_round_end(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was published is marked: else each stop of a relay would publish some rows twice."""
+    begun = asyncio.Event()
+    mark = relay.Relay._mark
+
+    async def slow(self: relay.Relay, *arguments: Any) -> None:
+        begun.set()
+        await asyncio.sleep(0.2)
+        await mark(self, *arguments)
+
+    monkeypatch.setattr(relay.Relay, "_mark", slow)
+    async with shop.engine.begin() as connection:
+        await shop.outbox.add_many(connection, shop.publisher, ({"n": number} for number in range(3)))
+    async with shop.pipe:
+        async with shop.outbox.relaying():
+            await begun.wait()
+        assert all(row.published_at for row in await shop.rows())
+
+
 @pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
 async def test_a_commit_wakes_the_relay(postgres: Any, driver: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """By a notification: it looks again by itself only much later; also after its connections were cut."""

@@ -6,6 +6,7 @@ the same ids. Rows of one ordering key go out one after the other, and none whil
 """
 
 import asyncio
+import contextlib
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -53,7 +54,9 @@ class Relay:
         self._table, self._engine, self._pipe = table, engine, pipe
         self._keep, self._batch = keep, batch
         self._wake = Wake()
+        self._told = asyncio.Event()  # to stop
         self._cleaned = 0.0
+        self._due = float("inf")  # monotonic: when the next row that was put off is tried again
 
     async def __aenter__(self) -> Self:
         outlet = self._pipe._outlet()  # noqa: SLF001  a relay is a client of the pipe's own
@@ -61,7 +64,10 @@ class Relay:
         return self
 
     async def __aexit__(self, *_exc: object) -> None:
-        """Stop; a round that has begun is rolled back, and its rows are published again."""
+        """Let the round that has begun end, within the pipe's ``drain``; rolled back, it would be published again."""
+        self._told.set()
+        self._wake.call()
+        await asyncio.wait([self._task], timeout=self._pipe.drain)
         self._task.cancel()
         await asyncio.wait([self._task])
 
@@ -69,7 +75,7 @@ class Relay:
 
     async def _run(self, outlet: Outlet) -> None:
         pause = RECOVER[0]
-        while True:
+        while not self._told.is_set():
             try:
                 async with listening(self._engine, self._table.name, self._wake):
                     pause = RECOVER[0]
@@ -77,14 +83,17 @@ class Relay:
             except Exception as error:  # noqa: BLE001  drivers raise past SQLAlchemy; whatever it is, this has to go on
                 self.problem = f"outbox {self._table.name!r}: {type(error).__name__}: {error}"
                 log.warning("a round of the relay failed; trying again", error=shown(self.problem), seconds=pause)
-            await asyncio.sleep(pause)
+                await self._rest(pause)
             pause = min(2 * pause, RECOVER[1])
 
     async def _rounds(self, outlet: Outlet) -> None:
         """Publish until something fails: at once while there is something, else when woken, else now and then."""
         idle = LOOK_AGAIN[0]
-        while True:
-            await self._until_connected()
+        while not self._told.is_set():
+            if (problem := self._pipe.health().transport.problem) is not None:
+                self.problem = problem
+                await self._rest(RECOVER[0])
+                continue
             found, moved = await self._round(outlet)
             self.problem = None
             if time.monotonic() - self._cleaned > CLEAN_EVERY:
@@ -92,17 +101,20 @@ class Relay:
             if moved:
                 idle = LOOK_AGAIN[0]
             if found < self._batch or not moved:
-                await self._wake.wait(LOOK_ANYHOW if self._wake.heard and not found else idle)
+                pause = LOOK_ANYHOW if self._wake.heard and not found else idle
+                await self._wake.wait(min(pause, max(0.0, self._due - time.monotonic())))
                 idle = min(2 * idle, LOOK_AGAIN[1])
 
-    async def _until_connected(self) -> None:
-        while (problem := _away(self._pipe)) is not None:
-            self.problem = problem
-            await asyncio.sleep(RECOVER[0])
+    async def _rest(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._told.wait()
 
     async def _round(self, outlet: Outlet) -> tuple[int, int]:
         """Publish what can be; tell how many rows there were, and how many of them the broker has now."""
         now = outlet.clock.time()
+        if time.monotonic() >= self._due:
+            self._due = float("inf")
         async with self._engine.begin() as connection:
             rows = await self._claim(connection, now)
             ready = await self._in_turn(connection, rows)
@@ -169,6 +181,7 @@ class Relay:
             if error is not None and not isinstance(error, (*AWAY, _Behind)):
                 log.warning("an outbox row is refused", id=shown(row.id), error=shown(str(error)), tries=row.tries + 1)
                 wait = min(first * 2.0 ** min(row.tries, 20), longest)
+                self._due = min(self._due, time.monotonic() + wait)
                 refused.append({"at": row.position, "n": row.tries + 1, "when": moment(now + wait), "why": str(error)})
         if refused:
             table = self._table
@@ -223,8 +236,3 @@ async def _in_turn(chain: list[Any], outlet: Outlet, failures: dict[int, EventPi
             failures[row.position] = error
             failures.update((behind.position, _Behind()) for behind in chain[number + 1 :])
             return
-
-
-def _away(pipe: EventPipe) -> str | None:
-    state = pipe.health().transport
-    return None if state.connected else f"not connected: {state.error or 'reconnecting'}"

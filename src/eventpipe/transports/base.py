@@ -102,6 +102,13 @@ class TransportState:
     blocked: bool = False
     error: str | None = None
 
+    @property
+    def problem(self) -> str | None:
+        """What keeps it from publishing, in a few words."""
+        if not self.connected:
+            return f"not connected: {self.error or 'reconnecting'}"
+        return "the broker has blocked publishing: a memory or disk alarm" if self.blocked else None
+
 
 class Subscription(Protocol):
     """The pushes of one queue, up to ``prefetch`` unsettled ones, over reconnects, until it is closed."""
