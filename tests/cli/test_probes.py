@@ -72,7 +72,11 @@ async def running(folder: Path, url: str, workers: str) -> AsyncIterator[Run]:
         *(sys.executable, "-c", "from eventpipe.cli import main; main()", "run", "service:pipe"),
         *("--workers", workers, "--health", str(port)),
         cwd=folder,
-        env={**os.environ, "EVENTPIPE_URL": url, "PYTHONPATH": str(folder)},
+        env={
+            **os.environ,
+            "EVENTPIPE_URL": url,
+            "PYTHONPATH": f"{folder}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
+        },
         stdout=asyncio.subprocess.DEVNULL,
     )
     try:

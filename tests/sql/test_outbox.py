@@ -156,6 +156,27 @@ async def test_relays_side_by_side_do_nothing_twice(postgresql: str) -> None:
     await shop.engine.dispose()
 
 
+async def test_what_another_relay_has_is_not_overtaken(postgresql: str) -> None:
+    """Rows behind one that is locked wait for it, whatever else of their key is there; other keys do not."""
+    shop = Shop(postgresql, "memory://")
+    await shop.create()
+    heard = Heard(shop.pipe)
+    async with shop.engine.begin() as connection:
+        for number in range(6):
+            await shop.outbox.add(connection, shop.publisher, {"n": number}, ordering=f"k{number % 2}")
+    async with shop.pipe, shop.pipe.consuming(), shop.engine.connect() as other:
+        second = shop.outbox.table.select().where(shop.outbox.table.c.position == 3)
+        await other.execute(second.with_for_update())
+        async with shop.outbox.relaying():
+            await eventually(lambda: len(heard.numbers) == 4)
+            await asyncio.sleep(0.2)
+            assert sorted(heard.numbers) == [0, 1, 3, 5]
+            await other.rollback()
+            await eventually(lambda: len(heard.numbers) == 6, within=10)
+    assert [number for number in heard.numbers if number % 2 == 0] == [0, 2, 4]
+    await shop.engine.dispose()
+
+
 async def test_a_stop_lets_the_round_end(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was published is marked: else each stop of a relay would publish some rows twice."""
     begun = asyncio.Event()
