@@ -7,7 +7,7 @@ EVENTS ?=
 MINUTES ?= 5
 PEER ?= eventpipe
 
-.PHONY: demo test check faults soak recovery mutants bench bench-quick bench-footprint bench-outbox clean rabbitmq postgresql
+.PHONY: demo test check faults soak recovery mutants bench bench-quick bench-footprint bench-around clean rabbitmq postgresql
 
 demo: .venv/demo-ready  ## the main job; URL=amqp://… for RabbitMQ, EVENTS=20000 for the first 20,000
 	@$(BIN)/python examples/departures/demo.py --url "$(URL)" $(if $(EVENTS),--events $(EVENTS))
@@ -77,8 +77,8 @@ bench-quick: .venv/bench-ready rabbitmq  ## quorum queue, 100 B, asyncio; every 
 bench-footprint: .venv/bench-ready rabbitmq  ## the loop's lag, memory with a slow consumer and a blocked broker, import time
 	@$(BIN)/python -m benchmarks.footprint
 
-bench-outbox: .venv/bench-ready rabbitmq  ## the outbox's throughput and latency, on PostgreSQL and RabbitMQ
-	@$(BIN)/python -m benchmarks.outbox
+bench-around: .venv/bench-ready rabbitmq  ## outbox and replay, on a private PostgreSQL and RabbitMQ
+	@$(BIN)/python -m benchmarks.around
 
 .venv/bench-ready: .venv/dev-ready
 	@$(PIP) -e '.[bench]'

@@ -192,6 +192,8 @@ async def test_what_became_undeliverable_is_there_too(eventpipe_broker: str) -> 
         await eventually(lambda: _depth(pipe, "eventpipe.undeliverable", 1))
         everything = [one async for one in pipe.dead_letters("eventpipe.undeliverable").browse()]
         assert [("other", b"5")] == [(one.queue, one.message.body) for one in everything]
+        with pytest.raises(ConfigurationError, match="one of those"):
+            await pipe.dead_letters("eventpipe.undeliverable").replay()
 
 
 async def _delete(pipe: EventPipe, name: str) -> None:
@@ -210,6 +212,20 @@ async def _depth(pipe: EventPipe, name: str, expected: int) -> bool:
         return await pipe._session.transport.depth(name) == expected
     except TopologyMissing:
         return False
+
+
+async def test_a_forged_header_chooses_no_queue(bench: Bench) -> None:
+    """A replay goes to the queue that was named, whatever a message says of where it died."""
+    victim = bench.pipe.publisher(int, to=Queue("victim"))
+    await bench.pipe._session.transport.declare(bench.pipe.topology)
+    assert victim.to.name == "victim"
+    await bench.kill(-1, headers={"eventpipe-queue": "victim"})
+    dead_queue = Queue("jobs.dead", declare=False, dead_letter=False)
+    forged = bench.pipe.publisher(int, to=dead_queue)
+    await forged.publish(7, headers={"eventpipe-queue": "victim", "eventpipe-reason": "forged"})
+    assert await bench.pipe.dead_letters(JOBS).replay() == 2
+    assert await bench.depth("victim", 0)
+    await eventually(lambda: bench.depth("jobs", 2))
 
 
 async def test_a_rate_is_kept(bench: Bench) -> None:

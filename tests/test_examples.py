@@ -33,6 +33,24 @@ async def test_quickstart() -> None:
     assert await _run(str(EXAMPLES / "quickstart.py")) == (0, "hello world\n")
 
 
+async def test_dead_letters() -> None:
+    """The one that was mended is handled in the end, the other one is parked."""
+    code, out = await _run(str(EXAMPLES / "dead_letters.py"))
+    told = [line for line in out.splitlines() if line.startswith(("price", "parked", "replayed"))]
+    assert (code, told[0], told[1], sorted(told[2:])) == (0, "price 9.95", "parked 1", ["price 9.95", "replayed 1"]), (
+        out
+    )
+    assert out.count("after 2 attempts") == 2
+
+
+async def test_handlers() -> None:
+    """Rolled back the first time, committed the second; each seen by the middleware."""
+    code, out = await _run(str(EXAMPLES / "handlers.py"))
+    told = [line.split(" (")[0] for line in out.splitlines() if line.startswith((" ", "orders"))]
+    first = ["  begin", "  insert tea", "  roll back", "orders, attempt 1: RetryIn"]
+    assert (code, told) == (0, [*first, "  begin", "  insert tea", "  commit", "orders, attempt 2: Ack"]), out
+
+
 async def test_departures(eventpipe_broker: str) -> None:
     """The demo's counts are those of a plain loop over the file, on both brokers."""
     code, out = await _run(str(EXAMPLES / "departures/demo.py"), "--events", "3000", "--url", eventpipe_broker)

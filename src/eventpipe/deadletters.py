@@ -72,7 +72,12 @@ class DeadLetters:
                 says how many were replayed.
             ConnectError: the connection was lost. The last ones may be replayed twice by another call.
             TopologyMissing: the queue has no dead-letter queue.
+            ConfigurationError: these are the undeliverable ones of many queues: name one of those.
         """
+        if self.queue.name == UNDELIVERABLE:
+            raise ConfigurationError(
+                f"what is in {UNDELIVERABLE!r} was meant for many queues: replay the dead letters of one of those"
+            )
         return await self._move(where, limit, rate, self._again)
 
     async def park(self, where: Where = EVERY, *, limit: int | None = None, rate: float | None = None) -> int:
@@ -85,8 +90,9 @@ class DeadLetters:
         return await self._move(where, limit, rate, None)
 
     def _again(self, dead: DeadMessage) -> Outgoing:
-        target = dead.queue or self.queue.name
-        return Outgoing(exchange="", key=target, body=dead.message.body, properties=replay_copy(dead.message))
+        # To the queue that was named to us: what a header says, somebody may have forged.
+        name = self.queue.name
+        return Outgoing(exchange="", key=name, body=dead.message.body, properties=replay_copy(dead.message))
 
     def _aside(self, dead: DeadMessage) -> Outgoing:
         return Outgoing(exchange="", key=self._parked.name, body=dead.message.body, properties=parked_copy(dead))

@@ -1,4 +1,4 @@
-"""How fast an outbox is: PostgreSQL and RabbitMQ, both private, on this machine. ``make bench-outbox``."""
+"""How fast outbox and replay are, on a private PostgreSQL and RabbitMQ on this machine. ``make bench-around``."""
 
 import asyncio
 import statistics
@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from tests.postgres import Postgres
 
 from benchmarks.events import Tweet, tweet
-from eventpipe import EventPipe, Queue
+from eventpipe import EventPipe, Queue, Reject, Where
 from eventpipe.sql import Outbox
 from eventpipe.testing import RabbitNode
 
@@ -30,6 +30,7 @@ class Bench:
         self.engine = create_async_engine(database)
         self.pipe = EventPipe(url, name="bench")
         self.tweets = self.pipe.publisher(Tweet, to=Queue("tweets"))
+        self.doomed = self.pipe.publisher(Tweet, to=Queue("doomed"))
         self.times = self.pipe.publisher(float, to=Queue("times"))
         self.outbox = Outbox(metadata := MetaData(), pipe=self.pipe, engine=self.engine)
         self.metadata = metadata
@@ -39,6 +40,10 @@ class Bench:
         @self.pipe.consumer(Queue("tweets"), concurrency=200)
         async def count(_: Tweet) -> None:
             self.handled += 1
+
+        @self.pipe.consumer(Queue("doomed"), concurrency=200)
+        async def reject(_: Tweet) -> None:
+            raise Reject("as it should be")
 
         @self.pipe.consumer(Queue("times"))
         async def note(added: float) -> None:
@@ -56,6 +61,16 @@ class Bench:
         async with self.outbox.relaying() as relay:
             while relay.published < COUNT:
                 await asyncio.sleep(0.005)
+
+    async def kill(self) -> None:
+        """Make dead letters of what is in the queue."""
+        async with self.pipe.consuming("doomed"):
+            while self.pipe.health().consumers[0].dead_lettered < COUNT:
+                await asyncio.sleep(0.05)
+
+    async def replay(self, where: Where) -> None:
+        """Put them back."""
+        await self.pipe.dead_letters("doomed").replay(where)
 
     async def through(self) -> None:
         """Add, publish and handle, all at once."""
@@ -104,6 +119,11 @@ async def run(url: str, database: str) -> None:
             async with bench.pipe.consuming("tweets"):
                 await asyncio.sleep(2.0)  # what the relays published
             results.setdefault("add, relay and handle at once", []).append(await rate(bench.through))
+        await bench.doomed.publish_many([tweet(100) for _ in range(COUNT)], timeout=60.0)
+        for name, where in (("all", Where()), ("with a condition", Where(reason="as it should"))):
+            await bench.kill()
+            await asyncio.sleep(1.0)
+            results[f"replay, {name}"] = [await rate(lambda which=where: bench.replay(which))]
         await bench.latency()
     for name, found in results.items():
         print(f"{name:32} {statistics.median(found):>8,.0f} events/s")
