@@ -1,5 +1,7 @@
 """What a copy of a message carries, and what it leaves behind."""
 
+from dataclasses import replace
+
 import pytest
 
 from eventpipe.copies import (
@@ -47,6 +49,7 @@ def test_a_retry_copy_keeps_what_is_the_users_and_drops_what_the_broker_obeys() 
         "eventpipe-expires": 1_005_000,
         "eventpipe-exchange": "ex",
         "eventpipe-key": "k",
+        "eventpipe-queue": "q",
         "eventpipe-attempt": 3,
     }
     assert (copy.message_id, copy.user_id, copy.expiration) == ("m", None, None)
@@ -68,12 +71,14 @@ def test_a_dead_letter_can_be_read_back() -> None:
     try:
         raise ValueError("odd")
     except ValueError as error:
-        about = describe(error)
-    dead = DeadMessage(message=MESSAGE, queue="q", reason="failed", attempt=2, **about)
+        error_type, text, traceback = describe(error)
+    dead = DeadMessage(message=MESSAGE, queue="q", reason="failed", attempt=2)
+    dead = replace(dead, error_type=error_type, error=text, traceback=traceback)
     copy = dead_copy(dead, handler="h", now=3.0)
     found = read_dead(Message(id="m", body=b"x", properties=copy))
     assert (found.queue, found.reason, found.attempt) == ("q", "failed", 2)
-    assert (found.error_type, found.error, found.traceback) == ("builtins.ValueError", "odd", about["traceback"])
+    assert (found.error_type, found.error, found.traceback) == ("builtins.ValueError", "odd", traceback)
+    assert (found.handler, found.died, found.first_tried) == ("h", 3.0, 3.0)
     assert "eventpipe-expires" not in copy.headers
 
 

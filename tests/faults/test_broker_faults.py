@@ -11,6 +11,7 @@ from tests.faults.conftest import ROUNDS
 from tests.support import eventually
 
 from eventpipe import AccessRefused, EventPipe, Message, PublishError, PublishTimeout, Queue, Receipt, Refused, Retry
+from eventpipe.cli.probes import problem_of
 from eventpipe.testing import RabbitNode
 
 
@@ -162,6 +163,7 @@ async def test_an_alarm(node: RabbitNode, alarm: str) -> None:
                     await publisher.publish(99, timeout=1.0)
             assert pipe.health().transport.blocked
             assert not pipe.health().ok
+            assert "blocked" in str(problem_of(pipe)), "/ready is red"
             release.set()
             await eventually(lambda: set(range(10)) <= set(seen))
             await eventually(lambda: pipe.health().consumers[0].unsettled == 0)

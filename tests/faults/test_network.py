@@ -17,7 +17,7 @@ from eventpipe import ConnectError, EventPipe, Options, PublishTimeout, Queue, R
 DEAD_AFTER = 2.5 * HEARTBEAT
 """Seconds after which a silent peer has to be given up."""
 
-REPEATS = 30 if ROUNDS == 1 else 100 * ROUNDS
+REPEATS = 15 if ROUNDS == 1 else 100 * ROUNDS
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::pytest.PytestUnraisableExceptionWarning"  # aiormq's own, when a socket dies
