@@ -292,6 +292,22 @@ def test_what_can_not_be_filled_is_said_at_once(dependency: Any, says: str) -> N
     assert "handle" in str(caught.value)
 
 
+async def test_a_handler_of_the_message_alone_has_dependencies_too() -> None:
+    """And one that asks for more than that is refused."""
+    story = Story()
+
+    @story.pipe.consumer(JOBS)
+    async def handle(message: Message, text: Annotated[str, Depends(of_message)]) -> None:
+        story.told.append((message.body, text))
+
+    await story.run(1)
+    assert story.told == [(b"1", "jobs 1")]
+    with pytest.raises(ConfigurationError, match="'more'"):
+
+        @Story().pipe.consumer(JOBS)
+        async def wrong(message: Message, more: int) -> None: ...
+
+
 def test_a_circle_is_said_at_once() -> None:
     """Two that need each other."""
 

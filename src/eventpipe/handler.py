@@ -69,7 +69,7 @@ def plan(function: Callable[..., Any], *, event_type: Any = UNSTATED) -> Handler
     others = [one for one in others if one.name not in {need.name for need in needs}]
     if raw:
         event_type = bytes
-    invoke = _invoker(function, [] if raw else others, annotations, skip_event=raw, keywords=bool(needs))
+    invoke = _invoker(function, others, annotations, skip_event=raw, keywords=bool(needs))
     return _handler(function, event_type, invoke, needs)
 
 
