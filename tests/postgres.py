@@ -76,7 +76,7 @@ class Postgres:
         while subprocess.run(ask, check=False).returncode:
             if self._process.poll() is not None or time.monotonic() > until:
                 raise RuntimeError(f"PostgreSQL did not start: {(self._folder / 'log').read_text()[-2000:]}")
-            time.sleep(0.05)
+            time.sleep(0.05)  # the server is driven from sync code
 
 
 def _programs() -> Path:

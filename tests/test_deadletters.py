@@ -214,6 +214,22 @@ async def _depth(pipe: EventPipe, name: str, expected: int) -> bool:
         return False
 
 
+async def test_a_slow_broker_is_waited_for(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More come only when the first are settled: silence until then is not the end."""
+    monkeypatch.setattr("eventpipe.deadletters.AT_ONCE", 2)
+    monkeypatch.setattr("eventpipe.deadletters.QUIET", 0.3)
+    await bench.kill(-1, -2, -3, -4)
+    outlet = bench.pipe._session.outlet
+    send = outlet.send
+
+    async def slow(*arguments: Any) -> Any:
+        await asyncio.sleep(0.7)
+        return await send(*arguments)
+
+    monkeypatch.setattr(outlet, "send", slow)
+    assert await bench.pipe.dead_letters(JOBS).replay() == 4
+
+
 async def test_a_forged_header_chooses_no_queue(bench: Bench) -> None:
     """A replay goes to the queue that was named, whatever a message says of where it died."""
     victim = bench.pipe.publisher(int, to=Queue("victim"))

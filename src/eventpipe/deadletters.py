@@ -49,7 +49,7 @@ class DeadLetters:
         else:
             self._sources = [self._parked] if parked else [companion(queue, "dead"), undeliverable]
 
-    async def browse(self, where: Where = EVERY, *, limit: int | None = None) -> AsyncIterator[DeadMessage]:
+    async def browse(self, where: Where = EVERY, *, limit: int | None = None) -> AsyncGenerator[DeadMessage, None]:
         """Give the dead letters that are meant, in their order, and leave them where they are.
 
         While it runs nobody else can reach them.
@@ -146,7 +146,8 @@ class DeadLetters:
         prefetch = min(depth, LOOKED_AT) if selective else min(limit or AT_ONCE, AT_ONCE)
         async with _reading(source, prefetch, self._transport, self._outlet) as reader, crew:
             for _ in range(depth):
-                delivery = await reader.next()
+                while (delivery := await reader.next()) is None and crew.busy:
+                    pass  # the next ones come when those on their way are settled
                 if delivery is None:
                     return
                 dead = self._dead(source, delivery)
@@ -251,6 +252,10 @@ class _Crew:
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._tasks)
 
     async def __aenter__(self) -> Self:
         return self

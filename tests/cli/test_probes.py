@@ -26,7 +26,7 @@ pipe = EventPipe(name="service", drain=10.0, options=Options(heartbeat=1))
 async def handle(seconds: float):
     (here / "begun").write_text(str(os.getpid()))
     if seconds < 0:
-        time.sleep(-seconds)
+        time.sleep(-seconds)  # it has to block its loop
     else:
         await asyncio.sleep(seconds)
 """

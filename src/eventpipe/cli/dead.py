@@ -173,7 +173,7 @@ def seconds(age: str) -> float:
 async def _found(call: Call) -> list[DeadMessage]:
     async with EventPipe(call.url, name="eventpipe dead") as pipe:
         letters = pipe.dead_letters(call.queue, parked=call.parked)
-        async with aclosing(letters.browse(call.where, limit=call.limit)) as found:  # type: ignore[type-var]
+        async with aclosing(letters.browse(call.where, limit=call.limit)) as found:
             return [dead async for dead in found]
 
 
