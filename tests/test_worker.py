@@ -472,15 +472,18 @@ async def test_stopping_gives_back_what_it_can_not_hand_on(monkeypatch: pytest.M
         assert [(1, 1)] == b.queue.settled
 
 
-async def test_a_single_active_consumer_gives_back_when_it_ends() -> None:
-    """Not before: the next one would overtake what runs here."""
+@pytest.mark.parametrize(
+    "queue", [Queue("orders", single_active_consumer=True), Queue("orders", kind="classic", auto_delete=True)]
+)
+async def test_some_consumers_give_back_when_they_end(queue: Queue) -> None:
+    """Not before: the next one would overtake what runs here, or the queue would be deleted under it."""
     release, seen = asyncio.Event(), []
 
     async def handle(event: int) -> None:
         seen.append(event)
         await release.wait()
 
-    async with bench(handle, queue=Queue("orders", single_active_consumer=True), concurrency=1) as b:
+    async with bench(handle, queue=queue, concurrency=1) as b:
         b.queue.push(b"0")
         b.queue.push(b"1")
         await eventually(lambda: seen == [0])

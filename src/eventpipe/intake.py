@@ -84,13 +84,13 @@ class Intake:
     async def cancel(self) -> list[Delivery]:
         """Take no more pushes; give what waits and may be somebody else's at once, for the caller to give back.
 
-        With a single active consumer that is nothing: the next one would overtake what is still in hand here. What
-        waits is then given back by closing.
+        With a single active consumer that is nothing: the next one would overtake what is still in hand here; nor with
+        a queue that goes with its last consumer. What waits is then given back by closing.
         """
         subscription = self._subscription
         if subscription is None:
             return []
-        if self.queue.single_active_consumer:
+        if self.queue.single_active_consumer or self.queue.auto_delete:
             subscription.pause()
             self.waiting.clear()
             return []
