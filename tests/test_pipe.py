@@ -146,6 +146,12 @@ async def test_signals_and_policies(eventpipe_broker: str) -> None:
         b'"covered"': "failed 3 times",
         b'"not"': "ValueError is not retried",
     }
+    (covered,) = [one for one in dead if one.message.body == b'"covered"']
+    assert [(one.attempt, one.error) for one in covered.history] == [(1, "KeyError: 'x'"), (2, "KeyError: 'x'")]
+    assert covered.died is not None
+    assert covered.first_tried is not None
+    assert covered.first_tried <= covered.died
+    assert "handle" in covered.handler
 
 
 async def test_class_form_and_foreign_messages(eventpipe_broker: str) -> None:

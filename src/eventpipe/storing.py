@@ -10,7 +10,7 @@ from dataclasses import replace
 import structlog
 
 from .clock import sleep
-from .copies import dead_copy, describe, retry_copy, suspect_copy
+from .copies import dead_copy, describe, read_dead, retry_copy, suspect_copy
 from .message import DeadMessage, Message, Properties
 from .routing import Queue
 from .shown import shown
@@ -46,14 +46,24 @@ class Storing:
     async def dead_letter(self, message: Message, reason: str, failure: BaseException | None = None) -> None:
         """Store the dead letter, then tell ``on_dead_letter``."""
         log.warning("dead-lettered", reason=shown(reason), error=shown(repr(failure)) if failure else None)
-        dead = DeadMessage(message=message, queue=self._work.queue.name, reason=reason, attempt=message.attempt)
+        names, now = ", ".join(handler.name for handler in self._work.handlers), self._around.clock.time()
+        before = read_dead(message)  # what its copies carry of the attempts before this one
+        dead = DeadMessage(
+            message=message,
+            queue=self._work.queue.name,
+            reason=reason,
+            attempt=message.attempt,
+            handler=names,
+            first_tried=before.first_tried or now,
+            died=now,
+            history=before.history,
+        )
         if failure is not None:
             error_type, error, traceback = describe(failure)
             dead = replace(dead, error_type=error_type, error=error, traceback=traceback)
-        names = ", ".join(handler.name for handler in self._work.handlers)
         target = self._work.queue.dead
         if target is not None:
-            await self._store(message, target, dead_copy(dead, handler=names, now=self._around.clock.time()))
+            await self._store(message, target, dead_copy(dead, handler=names, now=now))
         self._counts.dead_lettered += 1
         if self._work.on_dead_letter is None:
             return
